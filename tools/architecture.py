@@ -43,6 +43,7 @@ class Place:
 
 PLACES = {
     "cli": Place(0, 100, "one file per verb: run, check, audit, generate, compare, score, merge, samples"),
+    "launching": Place(88, 100, "processes, Slurm, Ray"),
     "training": Place(0, 84, "one loop for every method; a kind of stage is a row of a table, a method too"),
     "evaluate": Place(14, 30, "suites, intervals"),
     "inference": Place(32.5, 43.5, "search, votes"),

@@ -35,8 +35,8 @@ class RankState:
 class RankActor:
     """Starts one rank. Its methods answer at once, so that several may be asked while the process runs."""
 
-    def __init__(self, rank: int):
-        self.rank = rank
+    def __init__(self, rank: int, module: str):
+        self.rank, self.module = rank, module
         self._process: subprocess.Popen[bytes] | None = None
         self._written: list[str] = []
         self._reader: threading.Thread | None = None
@@ -47,18 +47,27 @@ class RankActor:
         cards = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
         return Place(ray.util.get_node_ip_address(), tuple(map(str, cards)))
 
-    def keep_store(self) -> tuple[str, int]:
-        """Keep the job's store, as torch's elastic agent does: it is there when all ranks are gone."""
+    def keep_store(self, attempt: int, before: str | None) -> tuple[str, int]:
+        """Keep the job's store, as torch's elastic agent does: it is there when all ranks are gone.
+
+        Args:
+            before: what ended the attempt before this one, as the agent's store would still know.
+        """
         import torch.distributed as dist
+
+        from posttrain.parallel.start import keys_of
+        from posttrain.parallel.watch import FAILURE
 
         address = self.place().address
         self._store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False)
+        if before is not None:
+            keys_of(self._store, attempt - 1).set(FAILURE, before)
         return address, self._store.port
 
     def start(self, arguments: list[str], variables: dict[str, str], folder: str) -> None:
         # Of this Python, not of the driver's: the machine of the driver may have its own.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "posttrain", *arguments],
+            [sys.executable, "-m", self.module, *arguments],
             env={**os.environ, **variables},
             cwd=folder,
             stdin=subprocess.DEVNULL,

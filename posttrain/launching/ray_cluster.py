@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +40,8 @@ class RayLaunch:
     """None: one where the cluster has as many, else none."""
     restarts: int = 0
     address: str = "auto"
+    module: str = "posttrain"
+    """What each process runs, as `python -m MODULE ARGUMENTS`."""
 
     @property
     def size(self) -> int:
@@ -46,7 +49,7 @@ class RayLaunch:
 
 
 def launch_on_ray(arguments: Sequence[str], launch: RayLaunch, say: Callable[[str], None]) -> int:
-    """Run `posttrain ARGUMENTS` on every process of the job, and give the exit code of the whole.
+    """Run `posttrain ARGUMENTS` as every process of the job, and give the exit code of the whole.
 
     Raises:
         MissingExtraError: Ray is not installed.
@@ -56,9 +59,10 @@ def launch_on_ray(arguments: Sequence[str], launch: RayLaunch, say: Callable[[st
     _connect(ray, launch.address)
     try:
         with _placed(ray, launch) as group:
+            failure: Failure | None = None
             for attempt in range(launch.restarts + 1):
                 job = RayJob(ray, launch, group, say, attempt)
-                code, may_restart = job.run(arguments)
+                code, may_restart, failure = job.run(arguments, failure)
                 if not may_restart or attempt == launch.restarts:
                     return code
                 say(f"starting all {launch.size} processes again ({attempt + 1} of {launch.restarts} restarts)")
@@ -78,12 +82,18 @@ def _ray() -> Any:
 
 
 def _connect(ray: Any, address: str) -> None:
+    """Raises ConfigError if nobody answers there."""
     try:
+        if ":" in address and "://" not in address:
+            # Ray itself would try for minutes.
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=10).close()
         # The ranks' own words come through their actors; Ray would print those of its workers as well, with a prefix.
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=False)
-    except ConnectionError as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(
             "there is no Ray cluster here",
+            where=address,
             found=str(error).splitlines()[0],
             remedy="start one (`ray start --head`, and `ray start --address=HOST:PORT` on the other machines), or give "
             "its `--address`",
@@ -144,25 +154,30 @@ class RayJob:
             scheduling_strategy=place,
             max_concurrency=4,
         )
-        return remote.remote(rank)
+        return remote.remote(rank, self.launch.module)
 
     # ------------------------------------------------------------ from its start to its end
 
-    def run(self, arguments: Sequence[str]) -> tuple[int, bool]:
-        """(exit code, whether starting again could help)"""
+    def run(self, arguments: Sequence[str], before: Failure | None) -> tuple[int, bool, Failure | None]:
+        """(exit code, whether starting again could help, what went wrong)
+
+        Args:
+            before: what ended the attempt before this one; the ranks note it in the run folder.
+        """
         try:
             with self._passing_signals_on():
-                failure = self._start(arguments) or self._watch()
+                failure = self._start(arguments, before) or self._watch()
             return self._concluded(failure)
         finally:
             for actor in self._actors:
                 self._end(actor)
 
-    def _start(self, arguments: Sequence[str]) -> Failure | None:
+    def _start(self, arguments: Sequence[str], before: Failure | None) -> Failure | None:
         """Every process with torchrun's variables; the failure of an actor that could not start its own."""
         try:
             places = self.ray.get([actor.place.remote() for actor in self._actors])
-            address, port = self.ray.get(self._actors[0].keep_store.remote())
+            told = None if before is None else before.to_json()
+            address, port = self.ray.get(self._actors[0].keep_store.remote(self.attempt, told))
         except self.ray.exceptions.RayError as error:
             return self._of_actor(0, error)
         name = uuid.uuid4().hex[:12]
@@ -226,14 +241,14 @@ class RayJob:
                 self.say(text.rstrip("\n"))
         return None
 
-    def _concluded(self, failure: Failure | None) -> tuple[int, bool]:
+    def _concluded(self, failure: Failure | None) -> tuple[int, bool, Failure | None]:
         if failure is None:
             failure = self._stored_failure() or self._silent_failure()
         codes = [state.code for state in self._states if state.code is not None]
         if failure is not None and self._asked is None and not self._has_said(failure):
             self.say(failure.shown())
         found = outcome(codes, failure, self._asked)
-        return found.code, found.may_restart
+        return found.code, found.may_restart, failure
 
     def _end(self, actor: Any) -> None:
         # First the process: its actor gone, it would go on until it misses the store.

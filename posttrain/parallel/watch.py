@@ -272,6 +272,10 @@ class Watch:
     def _leave_failed(self, error: BaseException) -> None:
         if _is_of_collectives(error):
             self._await_failure(SUSPECT_SECONDS)
+            if (gone := self._left_alone()) is not None:
+                problem = "it has ended its program, while another rank still computes with it"
+                self._accuse(*gone, problem, remedy="a rank must not decide alone that it is through")
+                return
         beat = self._pulse.take()
         phase = self._pulse.left_at(error) or beat.phase
         failed = Failure(
@@ -296,6 +300,11 @@ class Watch:
             self._store.add(SAID, 1)  # whoever called shows the error, on this rank's terminal
         else:
             self._until(lambda: self._store.check([TOLD]), TELLING_SECONDS)
+
+    def _left_alone(self) -> tuple[int, Beat] | None:
+        """A rank that left before this one, and well as far as it knows."""
+        beats = [(rank, self._beat_of(rank)) for rank in range(self.job.size) if rank != self.job.rank]
+        return next(((rank, beat) for rank, beat in beats if beat.has_left), None)
 
     def _say_left(self) -> None:
         self._is_leaving = True
