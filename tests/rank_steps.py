@@ -142,7 +142,9 @@ def _rows(objective: Algorithm) -> list[TokenTree]:
     trees = random_trees(TREES, vocab=VOCAB, seed=2, branches=branches, margins=branches == 2, mask_probability=0.8)
     if objective.unit == "responses":
         return [replace(tree, label=place % 3 > 0) for place, tree in enumerate(trees)]
-    # Two sources of a mixture: figures are kept of each.
+    if objective.name not in ("dpo", "sft") or objective.router is not None:
+        return trees
+    # Two sources of a mixture: figures are kept of each, and no micro-batch holds trees of both.
     return [replace(tree, part="letters" if place % 4 else "numbers") for place, tree in enumerate(trees)]
 
 
