@@ -183,7 +183,9 @@ def test_restarts_begin_again_with_the_cause(tmp_path: Path) -> None:
     ended = run("kill_once", tmp_path, restarts=2)
     assert ended.code == 0
     assert "launcher: starting all 2 processes again (1 of 2 restarts)" in ended.said
-    assert re.search(r"well: start 2 after rank 1 of 2 on \S+ failed \(.*\): the process was killed by SIGKILL", ended.said)
+    assert re.search(
+        r"well: start 2 after rank 1 of 2 on \S+ failed \(.*\): the process was killed by SIGKILL", ended.said
+    )
     assert ", start 2\n" in ended.log(1)
 
 

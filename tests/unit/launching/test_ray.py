@@ -62,7 +62,9 @@ def test_two_nodes(cluster: str, tmp_path: Path) -> None:
 def test_the_error_of_a_rank_is_said_once(cluster: str, tmp_path: Path) -> None:
     code, said = run(cluster, "raise", tmp_path)
     assert code == 1
-    assert len(re.findall(r"rank 1 of 2 on \S+ failed \(`update`, .*\): ValueError: no number in the answer", said)) == 1
+    assert (
+        len(re.findall(r"rank 1 of 2 on \S+ failed \(`update`, .*\): ValueError: no number in the answer", said)) == 1
+    )
 
 
 def test_a_killed_rank_and_a_restart(cluster: str, tmp_path: Path) -> None:

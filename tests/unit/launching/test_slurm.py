@@ -1,4 +1,4 @@
-"""The script of a Slurm job: read, checked by bash, and carried out by a Slurm of three shell scripts on two "nodes"."""
+"""The script of a Slurm job: read, checked by bash, and carried out on two nodes of a Slurm of shell scripts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ for task in $tasks; do
 done
 exit $code
 """,
-    "scontrol": '#!/bin/bash\nif [ "$1" = show ]; then echo localhost; echo localhost; else echo "$@" >> "$REQUEUED"; fi\n',
+    "scontrol": """#!/bin/bash
+if [ "$1" = show ]; then echo localhost; echo localhost; else echo "$@" >> "$REQUEUED"; fi
+""",
 }
 
 
@@ -115,7 +117,9 @@ def carry_out(script: str, folder: Path, how: str) -> subprocess.Popen[str]:
     }
     path = folder / "job.sbatch"
     path.write_text(text)
-    return subprocess.Popen(["bash", str(path)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        ["bash", str(path)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 @pytest.mark.slow

@@ -49,7 +49,9 @@ def test_the_users_modules_and_not_the_project_around_them(recipe: Path) -> None
     (recipe.parent / "notes.txt").write_text("x")
     (recipe.parent / "runs" / "mine" / "prefer").mkdir(parents=True)
     (recipe.parent / "runs" / "mine" / "prefer" / "metrics.jsonl").write_text("{}\n")
-    names = {Path(key.removeprefix("file ")).name for key in input_facts(load_recipe(recipe, [f"out={recipe.parent}/runs"]))}
+    names = {
+        Path(key.removeprefix("file ")).name for key in input_facts(load_recipe(recipe, [f"out={recipe.parent}/runs"]))
+    }
     assert "metrics.jsonl" not in names and "notes.txt" not in names
 
 
