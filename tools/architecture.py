@@ -82,7 +82,7 @@ TOP = 218
 """Where the layers begin, under the band of the flow."""
 FILE_LETTER = 4.6
 """Width of a letter of a file's name, about."""
-LANE = 16
+LANE = 13
 """How far arrows stay from each other, and from the corners of boxes."""
 
 LAYER_NAMES = (

@@ -221,6 +221,12 @@ class Rollout:
                 values_BL[place, : len(values_L)] = torch.from_numpy(values_L)
         return values_BL
 
+    def give_staleness(self) -> None:
+        """Every response that trains gets the column `staleness`, by which losses split what they measure."""
+        for steps, response in zip(self.staleness, self.responses, strict=True):
+            if response.trains:
+                response.give("staleness", np.full(response.completion.num_sampled, steps, dtype=np.float32))
+
     def put(self, name: str, values_BL: Tensor) -> None:
         """The other way: a column of every response that trains."""
         for values_L, response in zip(values_BL, self.responses, strict=True):
