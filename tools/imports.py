@@ -43,6 +43,7 @@ LAYERS = {
     "serve": 5,
     "synthesis": 5,
     "training": 6,
+    "launching": 6,
     "cli": 7,
     "board": 7,
     "__main__": 7,

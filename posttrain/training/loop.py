@@ -33,7 +33,7 @@ from posttrain.runs.records.logs import Alarm, HeldOutRow, MetricsLine, WatchedR
 from posttrain.training import faults
 from posttrain.training.checks.memory import explain_out_of_memory
 from posttrain.training.checks.preflight import Decoder
-from posttrain.training.interrupts import deferred_interrupt
+from posttrain.training.interrupts import deferred_interrupt, heed
 from posttrain.training.measured import Measured
 from posttrain.training.on_step import OnStep, StepReport, tell
 from posttrain.training.optimizer import Optimizer, Update
@@ -146,6 +146,7 @@ class Loop:
                 self._one_step(phase)
                 # Asked of all: a signal reaches one rank, and those that took another step would wait for it.
                 if number := self.here.largest(interrupted() or 0):
+                    heed(number)
                     self.saver.save()
                     raise Interrupted(
                         f"stopped{_by(number)} after step {self.step} of {steps}, with a checkpoint",

@@ -41,6 +41,7 @@ def begin_run(run: RunFolder, name: str, stages: Sequence[StageSettings], *, kee
         date=known.date or today(),
         status="running",
         stages=tuple(entries),
+        processes=None if (here := world()).is_alone else here.size,
     )
 
 
