@@ -63,6 +63,8 @@ def numbers(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
 
 
 def _plain(metric: Metric) -> Metric:
+    if isinstance(metric, Quantile):  # counts of bins, a tensor in itself
+        return replace(metric, counts_K=metric.counts_K.cpu())
     changed: dict[str, Any] = {}
     for field in fields(metric):
         value = getattr(metric, field.name)
