@@ -368,7 +368,7 @@ DEAD = {"grad_norm": 0.0, "policy_slope": 0.0, "advantage_magnitude": 0.7, "loss
         ({**DEAD, "grad_norm": 0.0116}, True),  # an entropy bonus has a gradient, the policy term has none
         ({**DEAD, "advantage_magnitude": 0.0}, False),  # all groups tied: nothing to learn from
         ({**DEAD, "masked_share": 1.0}, False),  # the masks left nothing: `stale_ratios`, if it lasts
-        ({**DEAD, "masked_share": 0.9}, True),
+        ({**DEAD, "masked_share": 0.2}, True),
         ({**DEAD, "grad_norm": 0.3, "policy_slope": 0.1}, False),
         ({"grad_norm": 0.0, "loss": 0.69, "reward_accuracy": 0.5}, True),
         ({"grad_norm": 0.0, "loss": 0.0, "reward_accuracy": 1.0}, False),  # a hinge that is done
