@@ -21,7 +21,7 @@ from torch import distributed as dist
 
 SIZES = {"vocab_size": 32_000, "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 17}
 SMALL = {"vocab_size": 8_000, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4}
-TOKENS = 128
+TOKENS = 16
 """Of the step's only row on each rank: few, so that weights and moments are seen and not activations."""
 
 
