@@ -33,6 +33,7 @@ from posttrain.data.trees import collate
 from posttrain.errors import ModelError
 from posttrain.models.tree.checkpointing import layers_to_checkpoint
 from posttrain.models.tree.logprobs import Policy
+from posttrain.planning.items import HEAP_BLOCK
 from posttrain.planning.skeleton import Role, build, is_sparse, shortened
 from posttrain.types import Batch, TokenTree, Wants
 
@@ -61,6 +62,8 @@ class Pass:
 
     kept: float
     """What autograd keeps when the forward pass ends."""
+    kept_small: float
+    """Of it, in blocks that a heap does not give back at once (`items.HEAP_BLOCK`)."""
     first_begins: float
     """Most at one moment of a step's first micro-batch, gradients included, until the last layer went backward."""
     first_ends: float
@@ -169,7 +172,7 @@ def _follow(policy: Policy, batch: Batch, ask: Ask) -> Pass:
             blocks[0].register_forward_hook(partial(_on_gradient_of_output, live)),
         ]
         value = values()
-        kept = live.now
+        kept, kept_small = live.now, live.small
         value.sum().backward()
         first = live.peaks
         del value
@@ -187,7 +190,7 @@ def _follow(policy: Policy, batch: Batch, ask: Ask) -> Pass:
         with torch.no_grad():
             values()
     return Pass(
-        kept,
+        *(kept, kept_small),
         *(first["begins"], first["ends"]),
         *(max(later["begins"] - gradients, 0), max(later["ends"] - gradients, 0)),
         max(live.peaks.values()) - before,
@@ -221,6 +224,11 @@ class Storages(TorchDispatchMode):
         self.now = 0
         self._sizes: dict[int, int] = {tensor.untyped_storage()._cdata: 0 for tensor in known}
         self.restart()
+
+    @property
+    def small(self) -> int:
+        """Bytes in blocks below `HEAP_BLOCK`."""
+        return sum(size for size in self._sizes.values() if size < HEAP_BLOCK)
 
     def restart(self) -> None:
         """Look for the next peaks, and count anew."""
