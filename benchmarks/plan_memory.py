@@ -121,7 +121,7 @@ def measure(case: Any, folder: Path) -> Measured:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         for trees in loop.source.at(1):
             loop._update(trees, 1, _Silent())  # type: ignore[arg-type]
-    events = seen.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events = seen.profiler.kineto_results.events()
     moves = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
     tensors = standing + _fullest([size for _, size in moves])[0]
     store.close()

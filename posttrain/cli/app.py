@@ -15,6 +15,7 @@ from posttrain.cli.generate import generate
 from posttrain.cli.merge import merge
 from posttrain.cli.models import models
 from posttrain.cli.new import new
+from posttrain.cli.plan import plan
 from posttrain.cli.quickstart import quickstart
 from posttrain.cli.report import report
 from posttrain.cli.run import run
@@ -31,6 +32,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "new": new,
     "run": run,
     "check": check,
+    "plan": plan,
     "solve": solve,
     "audit": audit,
     "select": select,

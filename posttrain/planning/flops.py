@@ -8,7 +8,7 @@ may see, backward 2.5 times as much, since flash kernels compute the scores agai
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from posttrain.planning.memory import Situation
 from posttrain.planning.models import Models
@@ -41,6 +41,10 @@ class Operations:
     """Prompts of the completions that are sampled."""
     decode: float = 0.0
     """Their tokens, one at a time."""
+
+    def part(self, name: str) -> float:
+        """Of one of the fields above."""
+        return float(asdict(self)[name])
 
     @property
     def training(self) -> float:

@@ -17,7 +17,7 @@ from posttrain.planning.items import HEAP_SLACK, Item, MemoryPlan, fitting_token
 from posttrain.planning.mesh import Mesh
 from posttrain.planning.models import Models
 from posttrain.planning.needs import Needs
-from posttrain.planning.rows import Rows, Shape, fill
+from posttrain.planning.rows import Rows, Shape
 from posttrain.planning.skeleton import Facts
 from posttrain.planning.trace import Arithmetic, Ask, Pass
 
@@ -144,8 +144,11 @@ def rank_memory(models: Models, where: Situation) -> RankMemory:
 
 
 def pass_of(models: Models, where: Situation, tokens: int) -> Pass:
-    flat = where.card.device != "cpu" and where.ask.route == "tree"
-    return models.tracer.trace(where.ask, fill(_filling(where, tokens), tokens, flat=flat))
+    """Of a micro-batch of so many tokens, filled with the largest rows."""
+    row = _filling(where, tokens)
+    if where.card.device == "cpu" or where.ask.route == "padded":
+        return models.tracer.trace(where.ask, [row.tree()] * max(1, tokens // row.tokens))
+    return models.tracer.trace_flat(where.ask, tokens, max(1, tokens * sum(row.responses) // row.tokens))
 
 
 def _filling(where: Situation, tokens: int) -> Shape:
@@ -311,13 +314,15 @@ def sampling_items(models: Models, where: Situation, standing: list[Item]) -> li
     cache = facts.kv_values() * cells.slots * cells.width * size
     # `transformers` repeats keys and values for the heads that share them, where there is a mask: a layer at a time.
     repeated = 2 * facts.heads * facts.head_size * cells.slots * cells.width * size
-    prompt = Shape(min(PREFILL_TOKENS, cells.slots * where.rows.longest.prompt), (1,))
-    ahead = models.tracer.trace(where.ask, [prompt.flat()]).forward
+    prompt = min(PREFILL_TOKENS, cells.slots * where.rows.longest.prompt)
+    ahead = models.tracer.trace_flat(where.ask, prompt + 1, 1).forward
+    gathered = [item for item in _gathered(facts, where) if item.name == "gathered layers"]
     return [
         *there,
+        *gathered,
         Item("keys and values", cache, f"{cells.slots} completions x {cells.width:,} tokens, native engine"),
         Item("attention", repeated if facts.heads > facts.key_heads else cache // facts.layers, "of one layer"),
-        Item("prefill", int(ahead), f"{prompt.prompt:,} prompt tokens at a time"),
+        Item("prefill", int(ahead), f"{prompt:,} prompt tokens at a time"),
         Item("logits", LOGITS_COPIES * cells.slots * facts.vocabulary * FP32, f"{cells.slots} rows, sampled from"),
     ]
 

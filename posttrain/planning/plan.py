@@ -36,9 +36,6 @@ from posttrain.planning.seconds import (
     traffic_of,
 )
 
-GUIDE = 6.0
-"""Operations a weight and token of the usual measure of a card's use (MFU), without attention and recomputation."""
-
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
@@ -116,8 +113,8 @@ class Plan:
         if self.card.device == "cpu":
             return f"{CPU_EFFICIENCY:.0%} of a matrix product timed on this machine"
         return (
-            f"{MATMUL_EFFICIENCY:.0%} of the peak for matrix products, {BANDWIDTH_EFFICIENCY:.0%} of the memory's speed "
-            "for the rest; stated, not measured"
+            f"{MATMUL_EFFICIENCY:.0%} of the peak for matrix products, {BANDWIDTH_EFFICIENCY:.0%} of the memory's "
+            "speed for the rest; stated, not measured"
         )
 
     def record(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What to change where a stage does not fit, and by how much: every remedy is planned itself before it is told.
 
-remedies(models, where)     # (Remedy("compute.tokens_per_microbatch=4096", "no gradient changes", 61e9, fits=True), ...)
+remedies(models, where)     # (Remedy("sft.compute.tokens_per_microbatch=4096", "no gradient ...", 61e9, True), ...)
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ rows = rows_of(stage, folder)         # Rows(longest=Shape(1024, (1024,)), mean_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,17 +44,6 @@ class Shape:
         ids = lambda length: np.ones(length, dtype=np.int32)  # noqa: E731
         branches = tuple(Branch(ids(length), np.ones(length, dtype=bool)) for length in self.responses)
         return TokenTree(ids(self.prompt), branches, key="planned", row=RowRef("plan", 1))
-
-    def flat(self) -> TokenTree:
-        """The same tokens in one node, of which as many train: what a kernel without masks keeps of it."""
-        mask = np.arange(self.tokens) >= self.prompt
-        mask[0] = False
-        return TokenTree(
-            np.empty(0, dtype=np.int32),
-            (Branch(np.ones(self.tokens, dtype=np.int32), mask),),
-            key="planned",
-            row=RowRef("plan", 1),
-        )
 
 
 def _triangle(length: int) -> float:
@@ -118,7 +106,7 @@ def _sampled(stage: SamplingStage, tokens: int | None) -> Rows:
             expected=f"more than {new}: prompt and completion together",
             remedy=f"write `--tokens {new + PROMPT}`, or lower max_new_tokens",
         )
-    room = PROMPT if stage.max_length is None else max(1, min(PROMPT, stage.max_length - new))
+    room = min(PROMPT, stage.max_length or PROMPT)
     prompt = tokens - new if tokens is not None else room
     said = "--tokens" if tokens is not None else f"prompts of {prompt:,} tokens assumed"
     shape = Shape(prompt, (new,) * stage.completions_per_prompt)
@@ -147,20 +135,6 @@ def _measured(rows: EncodedDataset, store: Path) -> Rows:
     shape = Shape(len(longest.prompt_ids), tuple(len(branch.ids) for branch in longest.branches))
     said = f"{len(rows):,} encoded rows in {store.parent.parent}: {lengths.mean():,.0f} tokens on average"
     return Rows(shape, Shape(prompt, (answer,) * branches), said)
-
-
-def fill(longest: Shape, tokens: int, *, flat: bool) -> Sequence[TokenTree]:
-    """Trees of a micro-batch of so many tokens, at least one.
-
-    flat: as a card's kernels keep them, without the masks between a prompt and its answers.
-    """
-    count = max(1, tokens // longest.tokens)
-    if not flat:
-        return [longest.tree()] * count
-    # Shorter rows fill the budget to the last token: what a token costs does not depend on its row there.
-    scale = max(1.0, tokens / (count * longest.tokens))
-    wider = Shape(round(longest.prompt * scale), tuple(round(length * scale) for length in longest.responses))
-    return [wider.flat()] * count
 
 
 def is_planned(stage: object) -> bool:

@@ -144,12 +144,16 @@ def _sampling(
     if engine is None:
         return 0.0
     speed, bandwidth = speeds
+    gather = 0.0
     prompt, answer = where.rows.mean.prompt, max(where.rows.mean.responses)
     size = BF16 if where.precision == "bf16" else FP32
     if isinstance(engine, NativeEngineSettings):
         cells = cells_of(where)
         rows, at_once = cells.rows, cells.slots
         launch = memory.traced.operations_forward * LAUNCH_SECONDS[where.card.device]
+        if where.shards > 1:  # every step gathers every layer anew
+            within = where.card.link if where.shards <= where.mesh.per_node else NETWORK
+            gather = facts.total * size * (where.shards - 1) / where.shards / (within * LINK_EFFICIENCY)
     else:
         # Served elsewhere it is one server; colocated, every rank has one. CUDA graphs launch a step at once.
         ranks = where.mesh.ranks if isinstance(engine, VLLMColocatedSettings) else 1
@@ -161,4 +165,4 @@ def _sampling(
     read = (weights + keys) / bandwidth
     computed = operations.decode * share * at_once / rows / answer / speed
     steps = answer * -(-rows // at_once)
-    return steps * max(read, computed, launch) + operations.prefill * share / speed
+    return steps * max(read, computed, launch, gather) + operations.prefill * share / speed

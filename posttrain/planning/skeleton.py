@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
@@ -83,7 +83,7 @@ def build(config: PreTrainedConfig, adapter: AdapterSettings | None, role: Role,
         if adapter is None:
             return model
         try:
-            return get_peft_model(model, peft_config(model, _countable(adapter)))
+            return get_peft_model(model, peft_config(model, countable(adapter)))
         except (ValueError, TypeError, RuntimeError, AttributeError, KeyError) as error:
             if isinstance(error, ConfigError):
                 raise
@@ -117,7 +117,7 @@ def _plain(config: PreTrainedConfig, role: Role, dtype: torch.dtype) -> Any:
     return kind(config).to(dtype)
 
 
-def _countable(adapter: AdapterSettings) -> AdapterSettings:
+def countable(adapter: AdapterSettings) -> AdapterSettings:
     """The same sizes without what needs weights: a text to begin with, a quantised base."""
     if isinstance(adapter, PromptTuning):
         return adapter.model_copy(update={"init": "random", "text": None})
@@ -139,8 +139,8 @@ def facts_of(config: PreTrainedConfig, adapter: AdapterSettings | None, role: Ro
     share = _active_share(text)
     active = {name: p.numel() * (share if EXPERTS in name else 1.0) for name, p in named.items()}
     multiplied = {n: size for n, size in active.items() if id(named[n]) in in_layers and named[n].ndim >= 2}
-    plain = model.get_base_model() if hasattr(model, "peft_config") else model
-    output = plain.get_output_embeddings() if role == "policy" else None  # type: ignore[operator]
+    plain: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    output = plain.get_output_embeddings() if role == "policy" else None
     size = lambda parameters: sum(p.numel() for p in parameters)  # noqa: E731
     trains = lambda parameters: sum(p.numel() for p in parameters if p.requires_grad)  # noqa: E731
     rest = [p for p in named.values() if id(p) not in in_layers]

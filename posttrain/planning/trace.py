@@ -7,8 +7,8 @@ operation that makes it to its last reference, so that the most bytes at one mom
 them: what autograd keeps, the chunk of logits, the gradients that pile up, each temporary tensor. Two short models, of
 2 and of 4 layers, are traced and drawn on to all layers: a layer adds the same each time.
 
-A backward pass is fullest where it begins, all activations being there, or where it ends, all gradients being there:
-both moments grow in proportion to the layers, and their maximum does not, so each is drawn on by itself.
+A pass is fullest at the vocabulary, where the backward pass begins, or where it ends: each of these moments grows in
+proportion to layers and tokens, and their maximum does not, so each is drawn on by itself.
 
 What is not seen: workspaces inside of kernels, and what an allocator keeps between blocks.
 """
@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -33,15 +34,20 @@ from posttrain.data.trees import collate
 from posttrain.errors import ModelError
 from posttrain.models.tree.checkpointing import layers_to_checkpoint
 from posttrain.models.tree.logprobs import Policy
+from posttrain.models.tree.projection import chunk_rows
 from posttrain.planning.items import HEAP_BLOCK
-from posttrain.planning.skeleton import Role, build, is_sparse, shortened
-from posttrain.types import Batch, TokenTree, Wants
+from posttrain.planning.skeleton import Role, build, countable, is_sparse, shortened
+from posttrain.types import Batch, Branch, RowRef, TokenTree, Wants
 
 Arithmetic = Literal["fp32", "autocast", "bf16"]
 """fp32 weights and arithmetic; fp32 weights that are multiplied in bf16 (one rank); bf16 weights, as FSDP gathers."""
 
 FEW, MORE = 2, 4
 """Layers of the two models that are traced."""
+CHUNKS = 3
+"""Chunks of the vocabulary beyond which more of them hold no more at a time."""
+SHORT = 256
+"""Tokens of the shorter of two micro-batches that are drawn on to a long one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +64,27 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Bytes of one micro-batch, beside weights: Pass(kept=1.1e9, first_begins=1.3e9, first_ends=0.9e9, ...)."""
+    """Bytes of one micro-batch, beside weights: Pass(kept=1.1e9, first_head=1.3e9, first_ends=0.9e9, ...).
+
+    `first_`: of a step's first micro-batch, with the gradients, which come while activations go. `later_`: of another,
+    beside the gradients of all that trains, which are there. Each is the most at one moment, in three parts of the
+    pass: until the vocabulary is left behind (`head`), in the last layer's backward pass (`last`), and in the first
+    layer's, where all gradients are there (`ends`).
+    """
 
     kept: float
     """What autograd keeps when the forward pass ends."""
     kept_small: float
     """Of it, in blocks that a heap does not give back at once (`items.HEAP_BLOCK`)."""
-    first_begins: float
-    """Most at one moment of a step's first micro-batch, gradients included, until the last layer went backward."""
+    first_head: float
+    first_last: float
     first_ends: float
-    """The same from when all layers but the first went backward."""
-    later_begins: float
-    """Of a later micro-batch, beside the gradients of all that trains, which are there."""
+    later_head: float
+    later_last: float
     later_ends: float
-    forward: float
-    """Most at one moment of a pass without gradients."""
+    forward_layers: float
+    """Of a pass without gradients, in its layers."""
+    forward_head: float
     moved: float
     """Bytes that the operations of a forward and backward pass read and write, but for those of matrix products."""
     moved_forward: float
@@ -83,13 +95,21 @@ class Pass:
 
     @property
     def first(self) -> float:
-        """Most in a step's first micro-batch, whose gradients come while activations go; with the gradients."""
-        return max(self.kept, self.first_begins, self.first_ends)
+        return max(self.kept, self.first_head, self.first_last, self.first_ends)
 
     @property
     def later(self) -> float:
-        """Most in a later micro-batch, beside the gradients."""
-        return max(self.kept, self.later_begins, self.later_ends)
+        return max(self.kept, self.later_head, self.later_last, self.later_ends)
+
+    @property
+    def forward(self) -> float:
+        """Most at one moment of a pass without gradients."""
+        return max(self.forward_layers, self.forward_head)
+
+    def towards(self, other: Pass, share: float) -> Pass:
+        """On the line through this pass and another, `share` of the way: 3.0 is as far again, twice."""
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Pass(*(here + (there - here) * share for here, there in pairs))
 
 
 class Tracer:
@@ -97,7 +117,9 @@ class Tracer:
 
     def __init__(self, config: PreTrainedConfig):
         self.config = config
-        self.layers = int(config.get_text_config().num_hidden_layers)
+        text = config.get_text_config()
+        self.layers = int(text.num_hidden_layers)
+        self._chunk = chunk_rows(int(text.vocab_size))
         self._known: dict[tuple[Any, ...], Pass] = {}
 
     def trace(self, ask: Ask, trees: Sequence[TokenTree]) -> Pass:
@@ -106,15 +128,34 @@ class Tracer:
         Raises:
             ModelError: the model does something that shapes alone do not tell.
         """
-        shape = tuple((len(t.prompt_ids), *((len(b.ids), int(b.loss_mask.sum())) for b in t.branches)) for t in trees)
-        key = (ask.arithmetic, ask.role, ask.checkpointing, ask.entropy, ask.route, repr(ask.adapter), shape)
+        shape = tuple((len(t.prompt_ids), *((len(b.ids), b.loss_mask.sum()) for b in t.branches)) for t in trees)
+        adapter = repr(ask.adapter and countable(ask.adapter))
+        key = (ask.arithmetic, ask.role, ask.checkpointing, ask.entropy, ask.route, adapter, shape)
         if key not in self._known:
             if self.layers <= MORE:
                 self._known[key] = self._short(ask, trees, self.layers)
             else:
                 few, more = (self._short(ask, trees, layers) for layers in (FEW, MORE))
-                self._known[key] = _drawn_on(few, more, self.layers)
+                self._known[key] = few.towards(more, (self.layers - FEW) / (MORE - FEW))
         return self._known[key]
+
+    def trace_flat(self, ask: Ask, tokens: int, trained: int) -> Pass:
+        """The same over so many tokens without a mask between them, as a card's kernels take them.
+
+        Two short micro-batches are traced and drawn on to `tokens`, each long enough for several chunks of the
+        vocabulary where the whole one has several: there the growth with the tokens has its only bend.
+        """
+        if trained == 1:  # a prefill asks for the last logits alone, however long the prompt is
+            share, least = 0.0, SHORT
+        else:
+            # Rounded, so that micro-batches of nearly the same rows are drawn from the same two.
+            share = max(round(trained / tokens, 2), 0.01)
+            few = trained < CHUNKS * self._chunk
+            least = SHORT if few else max(SHORT, int(CHUNKS * self._chunk / share))
+        if tokens < least or (share and trained < CHUNKS * self._chunk):
+            return self.trace(ask, [_row(tokens, trained)])
+        low, high = (self.trace(ask, [_row(n, max(1, round(share * n)))]) for n in (least, 2 * least))
+        return low.towards(high, (tokens - least) / least)
 
     def _short(self, ask: Ask, trees: Sequence[TokenTree], layers: int) -> Pass:
         # torch's product of grouped experts knows bf16 alone when it has no memory; its other dtypes are scaled below.
@@ -126,7 +167,7 @@ class Tracer:
         try:
             with FakeTensorMode(allow_non_fake_inputs=True):
                 model.to_empty(device="cpu")
-                found = _follow(_policy(model, ask, sparse), batch, ask)
+                found = follow(_policy(model, ask, sparse), batch, ask)
         except ModelError:
             raise
         # The boundary to other people's models: whatever theirs trips over without values is told by its name.
@@ -137,13 +178,15 @@ class Tracer:
                 remedy="run `posttrain check` where the model fits: its preflight measures what a step takes",
             ) from error
         wider = 2.0 if sparse and ask.arithmetic == "fp32" else 1.0
-        *sizes, operations, operations_forward = astuple(found)
-        return Pass(*(size * wider for size in sizes), operations, operations_forward)
+        names = [field.name for field in fields(Pass) if not field.name.startswith("operations")]
+        return replace(found, **{name: wider * size for name, size in asdict(found).items() if name in names})
 
 
-def _drawn_on(few: Pass, more: Pass, layers: int) -> Pass:
-    pairs = zip(astuple(few), astuple(more), strict=True)
-    return Pass(*(low + (high - low) / (MORE - FEW) * (layers - FEW) for low, high in pairs))
+def _row(tokens: int, trained: int) -> TokenTree:
+    """One node, of which the last tokens train; the first has none before it that would predict it."""
+    mask = np.arange(tokens) >= max(1, tokens - trained)
+    branch = Branch(np.ones(tokens, dtype=np.int32), mask)
+    return TokenTree(np.empty(0, dtype=np.int32), (branch,), key="planned", row=RowRef("plan", 1))
 
 
 def _policy(model: nn.Module, ask: Ask, sparse: bool) -> Policy:
@@ -163,13 +206,15 @@ def _values(policy: Policy, batch: Batch, ask: Ask) -> Callable[[], Tensor]:
     return lambda: policy(batch, Wants(logprobs=False, value_head=head), path=ask.route).values_N
 
 
-def _follow(policy: Policy, batch: Batch, ask: Ask) -> Pass:
+def follow(policy: Policy, batch: Batch, ask: Ask) -> Pass:
+    """Two passes with gradients and one without over this batch, on tensors with or without memory."""
     values = _values(policy, batch, ask)
-    blocks = layers_to_checkpoint(policy.model)
+    first_block, *_, last_block = (*layers_to_checkpoint(policy.model),) * 2
     with Storages([*policy.model.parameters(), *policy.model.buffers()]) as live:
         hooks = [
-            blocks[-1].register_forward_pre_hook(partial(_on_gradient_of_input, live), with_kwargs=True),
-            blocks[0].register_forward_hook(partial(_on_gradient_of_output, live)),
+            last_block.register_forward_hook(partial(_mark, live, "last", "output")),
+            last_block.register_forward_pre_hook(partial(_mark_input, live, "between"), with_kwargs=True),
+            first_block.register_forward_hook(partial(_mark, live, "ends", "output")),
         ]
         value = values()
         kept, kept_small = live.now, live.small
@@ -182,34 +227,44 @@ def _follow(policy: Policy, batch: Batch, ask: Ask) -> Pass:
         value.sum().backward()
         later, moved, operations = live.peaks, live.moved, live.operations
         del value
-        for hook in hooks:
-            hook.remove()
         policy.model.zero_grad(set_to_none=True)
         before = live.now
         live.restart()
         with torch.no_grad():
             values()
+        alone = live.peaks
+        for hook in hooks:
+            hook.remove()
     return Pass(
-        *(kept, kept_small),
-        *(first["begins"], first["ends"]),
-        *(max(later["begins"] - gradients, 0), max(later["ends"] - gradients, 0)),
-        max(live.peaks.values()) - before,
-        *(moved, live.moved, operations, live.operations),
+        kept=kept,
+        kept_small=kept_small,
+        first_head=first["head"],
+        first_last=first["last"],
+        first_ends=first["ends"],
+        later_head=max(later["head"] - gradients, 0),
+        later_last=max(later["last"] - gradients, 0),
+        later_ends=max(later["ends"] - gradients, 0),
+        forward_layers=alone["head"] - before,
+        forward_head=max(alone["last"] - before, 0),
+        moved=moved,
+        moved_forward=live.moved,
+        operations=operations,
+        operations_forward=live.operations,
     )
 
 
-def _on_gradient_of_input(live: Storages, module: nn.Module, args: Any, kwargs: Any) -> None:
-    _when_gradient_comes([*args, *kwargs.values()], lambda: live.enter("between"))
+def _mark_input(live: Storages, part: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+    _mark(live, part, "input", module, args, [*args, *kwargs.values()])
 
 
-def _on_gradient_of_output(live: Storages, module: nn.Module, args: Any, output: Any) -> None:
-    _when_gradient_comes([output] if isinstance(output, Tensor) else output, lambda: live.enter("ends"))
-
-
-def _when_gradient_comes(tensors: Sequence[Any], act: Callable[[], None]) -> None:
-    hidden = next((tensor for tensor in tensors if isinstance(tensor, Tensor) and tensor.requires_grad), None)
-    if hidden is not None:
-        hidden.register_hook(lambda gradient: act())
+def _mark(live: Storages, part: str, side: str, module: nn.Module, args: Any, tensors: Any) -> None:
+    """When the gradient of a layer's input or output comes, another part of the backward pass begins; without
+    gradients, another part of the forward pass begins when the last layer is done."""
+    hidden = next((tensor for tensor in tree_leaves(tensors) if isinstance(tensor, Tensor)), None)
+    if hidden is not None and hidden.requires_grad:
+        hidden.register_hook(lambda gradient: live.enter(part))
+    elif part == "last" and side == "output":
+        live.enter(part)
 
 
 class Storages(TorchDispatchMode):
@@ -232,8 +287,8 @@ class Storages(TorchDispatchMode):
 
     def restart(self) -> None:
         """Look for the next peaks, and count anew."""
-        self.peaks, self.moved, self.operations = {"begins": self.now, "between": 0, "ends": 0}, 0, 0
-        self._part = "begins"
+        self.peaks, self.moved, self.operations = {"head": self.now, "last": 0, "between": 0, "ends": 0}, 0, 0
+        self._part = "head"
 
     def enter(self, part: str) -> None:
         """From here on it is this part of the backward pass."""
@@ -243,13 +298,16 @@ class Storages(TorchDispatchMode):
             self.peaks[part] = self.now
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in WITH_COPY:
+            self._note(args[0].numel() * args[0].element_size())
         out = func(*args, **(kwargs or {}))
         made = [tensor for tensor in tree_leaves(out) if isinstance(tensor, Tensor)]
         for tensor in made:
             self._enter(tensor)
         if not func.is_view:
             self.operations += 1
-            if not _is_product(func):
+            if name not in NOT_BY_BYTES and "scaled_dot_product" not in name:
                 read = [tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)]
                 self.moved += sum(tensor.numel() * tensor.element_size() for tensor in [*read, *made])
         return out
@@ -260,17 +318,17 @@ class Storages(TorchDispatchMode):
         if key not in self._sizes:
             self._sizes[key] = storage.nbytes()
             self.now += self._sizes[key]
-            self.peaks[self._part] = max(self.peaks[self._part], self.now)
+            self._note()
             weakref.finalize(storage, self._leave, key)
+
+    def _note(self, beside: int = 0) -> None:
+        self.peaks[self._part] = max(self.peaks[self._part], self.now + beside)
 
     def _leave(self, key: int) -> None:
         self.now -= self._sizes.pop(key)
 
 
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm", "linear")
-
-
-def _is_product(func: Any) -> bool:
-    """Whether an operation's time is that of its multiplications, and not of its bytes."""
-    name = func.overloadpacket.__name__
-    return name in PRODUCTS or "scaled_dot_product" in name
+NOT_BY_BYTES = ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm", "linear", "empty", "empty_like", "new_empty")
+"""Operations whose time is that of their multiplications, beside those of attention, or that touch no byte."""
+WITH_COPY = ("logsumexp",)
+"""Operations that hold another tensor as large as their input while they run, which no dispatch shows."""

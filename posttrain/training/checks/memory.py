@@ -307,9 +307,7 @@ def fitting_microbatch(
         working=working,
     )
     free = fixed.available_bytes - fixed.total_bytes
-    return fitting_tokens(
-        free, bytes_per_token, device=policy.device.type, largest_tree=largest_tree, wanted=wanted
-    )
+    return fitting_tokens(free, bytes_per_token, device=policy.device.type, largest_tree=largest_tree, wanted=wanted)
 
 
 @contextmanager
