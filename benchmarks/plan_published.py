@@ -70,7 +70,8 @@ def held(run: Run) -> Held:
     return Held(run, found.memory.training.total_bytes / 2**30, found.tokens / found.seconds.training)
 
 
-HEAD = f"{'model':<12}{'method':<7}{'':<6}{'tokens':>7}{'cards':>15}{'GiB':>8}{'plan':>8}{'tok/s':>9}{'plan':>9}{'ratio':>7}"
+HEAD = f"{'model':<12}{'method':<7}{'':<6}{'tokens':>7}{'cards':>15}{'GiB':>8}{'plan':>8}"
+HEAD += f"{'tok/s':>9}{'plan':>9}{'ratio':>7}"
 
 
 def line(found: Held) -> str:

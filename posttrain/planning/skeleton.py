@@ -27,6 +27,8 @@ from posttrain.models.tree.checkpointing import layers_to_checkpoint
 Role = Literal["policy", "reward"]
 """What stands on the backbone: a vocabulary, or a head of one number (reward and value models)."""
 
+BEYOND = 1 << 30
+"""Tokens of a window that hides nothing."""
 EXPERTS = ".experts."
 """What architectures with a mixture of experts write into the names of the experts' weights."""
 
@@ -192,7 +194,7 @@ def shortened(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
     if kinds is not None:
         text.layer_types = ["full_attention"] * layers
     if getattr(text, "sliding_window", None) is not None:
-        text.sliding_window = None
+        text.sliding_window = BEYOND  # some classes make a mask of it even where no layer has one
     if hasattr(text, "use_sliding_window"):
         text.use_sliding_window = False
     if (rope := getattr(text, "rope_parameters", None)) and "rope_theta" in rope:
