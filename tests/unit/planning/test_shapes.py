@@ -136,7 +136,7 @@ def test_a_target_that_is_not_there() -> None:
 
 def test_every_card_is_whole() -> None:
     for name, card in CARDS.items():
-        assert card.name == name and card.source and card.fp32 < card.peak("bf16") or name == "t4"
+        assert card.name == name and card.source and (card.fp32 < card.peak("bf16") or name == "t4")
         assert 1e9 < card.memory < 1e12 and 1e11 < card.bandwidth < 1e13 and card.link < card.bandwidth
     assert card_named("H100-80GB").peak("bf16") == 989e12 and card_named("t4").peak("bf16") == 8.1e12
     with pytest.raises(UnknownKeyError, match="h100-80gb"):
