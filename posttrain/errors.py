@@ -15,11 +15,13 @@
     |-- PreflightError     an identity of the run does not hold
     |-- RewardError        a reward function failed, or gave what is no reward
     |-- EngineError        an engine for rollouts cannot be reached, or answers nonsense
+    |   `-- ServerLostError    its server died, went away or was restarted; another one may be asked
     |-- TrainingError      a run had to stop
     |   |-- NonFiniteError     a loss or gradient is NaN or infinite; nothing was updated
     |   |-- MemoryLimitError   the machine's memory does not hold the step
     |   |-- WeightSyncError    an engine samples from other weights than the trainer's
     |   |-- CheckpointError    a checkpoint is torn or altered
+    |   |-- RankError          one process of several failed in a way that nobody foresaw, or is gone
     |   `-- ResumeError        the recipe or the data changed since the run began
     `-- MissingExtraError  an optional package is needed
 
@@ -66,6 +68,8 @@ class PosttrainError(Exception):
         self.found = found
         self.expected = expected
         self.example = example
+        self.ranks: tuple[int, ...] = ()
+        """The processes that failed, where several run together and all of them raise this; empty elsewhere."""
         super().__init__(problem)
 
     def __str__(self) -> str:
@@ -164,6 +168,10 @@ class EngineError(PosttrainError):
     """An engine for rollouts cannot be reached, died, or answers what its interface does not allow."""
 
 
+class ServerLostError(EngineError):
+    """The engine's server went away, died or was restarted; what it had been asked may be asked of another."""
+
+
 class TrainingError(PosttrainError):
     """A run had to stop."""
 
@@ -204,6 +212,10 @@ class WeightSyncError(TrainingError):
 
 class CheckpointError(TrainingError):
     """A checkpoint is torn or altered."""
+
+
+class RankError(TrainingError):
+    """One process of several failed in a way that nobody foresaw, or is gone."""
 
 
 class ResumeError(TrainingError):

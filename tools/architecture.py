@@ -43,6 +43,7 @@ class Place:
 
 PLACES = {
     "cli": Place(0, 100, "one file per verb: run, check, audit, generate, compare, score, merge, samples"),
+    "launching": Place(88, 100, "processes, Slurm, Ray"),
     "training": Place(0, 84, "one loop for every method; a kind of stage is a row of a table, a method too"),
     "evaluate": Place(14, 30, "suites, intervals"),
     "inference": Place(32.5, 43.5, "search, votes"),
@@ -59,9 +60,10 @@ PLACES = {
     "config": Place(42, 80, "recipes: keys, values, errors"),
     "report": Place(84, 100, "a folder as a page"),
     "advantages": Place(0, 12, "who gets credit"),
-    "losses": Place(14, 38, "pure functions, literal tables"),
-    "diagnostics": Place(42, 66, "metrics, checks, alarms"),
-    "runs": Place(70, 100, "the run folder: records, files, progress"),
+    "losses": Place(14, 34, "pure functions, literal tables"),
+    "diagnostics": Place(37, 54, "metrics, checks, alarms"),
+    "parallel": Place(57, 71, "many processes as one"),
+    "runs": Place(74, 100, "the run folder: records, files, progress"),
     "types": Place(0, 13, "the nouns"),
     "outputs": Place(15, 27, "what comes back"),
     "errors": Place(29, 42, "one exception tree"),
@@ -81,7 +83,7 @@ TOP = 218
 """Where the layers begin, under the band of the flow."""
 FILE_LETTER = 4.6
 """Width of a letter of a file's name, about."""
-LANE = 16
+LANE = 13
 """How far arrows stay from each other, and from the corners of boxes."""
 
 LAYER_NAMES = (

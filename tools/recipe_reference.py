@@ -20,7 +20,7 @@ from posttrain.config.custom import CustomStage
 from posttrain.config.distil import Distil, DistilFilters
 from posttrain.config.diversity import AnyDiversity
 from posttrain.config.embeddings import AnyEmbedding
-from posttrain.config.engines import ENGINES
+from posttrain.config.engines import ENGINES, LaunchSettings
 from posttrain.config.explain import fields_of, records_in, tag_of
 from posttrain.config.meanings import meaning_of
 from posttrain.config.merge_measures import BarrierSettings, WeightSearch
@@ -108,6 +108,7 @@ def sampling_stages() -> list[str]:
         table(PPOStage, leave_out=tuple(fields_of(OnlineStage))),
         *group("sampling", online.RolloutSampling),
         *[part for kind in ENGINES for part in group(f"engine: {{kind: {tag_of(kind)}}}", kind, ("kind",))],
+        *group("engine.launch", LaunchSettings),
         *group("curriculum: {kind: pass_rate}", PassRateCurriculum, ("kind",)),
         *group("choices", online.Choices),
         *group("examine", online.HeldOutTasks),

@@ -12,6 +12,7 @@ from posttrain.cli.boundary import guarded
 from posttrain.cli.check import check
 from posttrain.cli.compare import compare
 from posttrain.cli.generate import generate
+from posttrain.cli.launch import launch
 from posttrain.cli.merge import merge
 from posttrain.cli.models import models
 from posttrain.cli.new import new
@@ -75,4 +76,5 @@ def root(
 
 for name, verb in VERBS.items():
     app.command(name, cls=Verb)(guarded(verb))
+app.add_typer(launch, name="launch")
 app.add_typer(models, name="models")

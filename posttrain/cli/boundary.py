@@ -46,6 +46,7 @@ def guarded(verb: Callable[..., None]) -> Callable[..., None]:
                 show(refused)
                 raise typer.Exit(2) from None
             _say(f"an unexpected {type(error).__name__}: {error}", "bold red")
+            _say_notes(error)
             _say(f"  this is a fault of posttrain; the traceback is in {_write_traceback(error)}")
             raise typer.Exit(1) from None
 
@@ -58,6 +59,15 @@ def show(error: PosttrainError) -> None:
     terminal(stderr=True).print(Text(first, style="bold red"), soft_wrap=True)
     if details:
         _say(details)
+    if error.ranks:
+        _say(f"  {'ranks:':<9} {', '.join(map(str, error.ranks))}")
+    _say_notes(error)
+
+
+def _say_notes(error: Exception) -> None:
+    """Which rank of a job it was, and in which phase; see `parallel.watch`."""
+    for note in error.__notes__ if hasattr(error, "__notes__") else ():
+        _say(f"  {note}")
 
 
 def again(arguments: list[str]) -> str:

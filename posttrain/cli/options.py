@@ -19,6 +19,24 @@ Out = Annotated[
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Run every stage anew, finished or not.")]
 
+Processes = Annotated[
+    int | None,
+    typer.Option("--processes", metavar="N", min=1, help="Share the work among N processes of this machine."),
+]
+Restarts = Annotated[
+    int,
+    typer.Option("--restarts", metavar="N", min=0, help="Start all processes again after a failure, at most N times."),
+]
+Patience = Annotated[
+    float | None,
+    typer.Option(
+        "--patience",
+        metavar="SECONDS",
+        min=1,
+        help="End a job of several processes as stuck when nothing has moved for so long (1800).",
+    ),
+]
+
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A catalogue name, a folder or a hub id.")]
 Template = Annotated[
     str,

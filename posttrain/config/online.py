@@ -67,7 +67,17 @@ class Choices(Settings):
     kl_place: str | None = None
     """`loss` or `reward`."""
     correction: str | None = None
-    """`truncated` weighs each token by how much likelier the trainer finds it than the engine did, up to a cap."""
+    """`truncated` weighs each token by how much likelier the trainer finds it than the engine did, up to a cap;
+    `sequence_truncated` all tokens of a response by the product; `none`."""
+    token_mask: str | None = None
+    """Takes out tokens on which trainer and engine differ too much, by their `ratio` (IcePop) or by their
+    `total_variation` (DPPO); `none`."""
+    sequence_mask: str | None = None
+    """Takes out responses, by the `geometric` mean of their tokens' ratios or by their `product`; `none`."""
+    outliers: str | None = None
+    """`drop` takes out a response that has one token whose ratio is beyond all rounding; `keep`."""
+    proximal: str | None = None
+    """What ratios start from: the `trainer`'s policy at the step's start, or the `sampler`'s, the engine's."""
     groups: str | None = None
     """Groups whose rewards are all equal: `keep` them, `drop` them, or `resample` others in their place."""
     shaping: str | None = None

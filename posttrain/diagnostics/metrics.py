@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
 from types import MappingProxyType
+from typing import Any
 
 from posttrain.diagnostics.metric_info import Better, MetricInfo
 from posttrain.diagnostics.online_metrics import ONLINE_METRICS
 from posttrain.diagnostics.rollout_metrics import ROLLOUT_METRICS
-from posttrain.outputs import Deviation, EffectiveSize, ExplainedVariance, Maximum, Mean, Metric, Total
+from posttrain.outputs import Deviation, EffectiveSize, ExplainedVariance, Maximum, Mean, Metric, Quantile, Total
 
 __all__ = ["METRICS", "Better", "MetricInfo", "counts", "merge", "perplexity", "values"]
 
@@ -49,8 +51,24 @@ def _merge_two(name: str, first: Metric, second: Metric) -> Metric:
         return first.merge(second)
     if isinstance(first, ExplainedVariance) and isinstance(second, ExplainedVariance):
         return first.merge(second)
+    if isinstance(first, Quantile) and isinstance(second, Quantile):
+        return first.merge(second)
     # Not settled by a rule: a name that is a mean here and a total there is two measurements in one curve.
     raise TypeError(f"metric {name!r} is both a {type(first).__name__} and a {type(second).__name__}")
+
+
+def numbers(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+    """The same metrics with plain numbers in the place of tensors, as they travel between processes."""
+    return {name: _plain(metric) for name, metric in metrics.items()}
+
+
+def _plain(metric: Metric) -> Metric:
+    changed: dict[str, Any] = {}
+    for field in fields(metric):
+        value = getattr(metric, field.name)
+        if value is not None:
+            changed[field.name] = _plain(value) if isinstance(value, Deviation) else float(value)
+    return replace(metric, **changed)
 
 
 def values(metrics: Mapping[str, Metric]) -> dict[str, float]:

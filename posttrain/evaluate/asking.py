@@ -25,6 +25,7 @@ from posttrain.evaluate.figures import distinct
 from posttrain.intervals import Score, mean, unbounded
 from posttrain.rollout.engine import Completion, Engine, FinishReason
 from posttrain.rollout.native import NativeEngine
+from posttrain.rollout.shared import SharedEngine
 from posttrain.rollout.text import completion_text
 from posttrain.runs.folder import answers_path
 from posttrain.runs.progress import Progress
@@ -61,7 +62,7 @@ class EvaluatedModel:
         """
         encoder = Encoder(tokenizer, encoding)
         # Strategies end steps with strings, which an engine finds in the text of what it has drawn.
-        return cls(model, encoder, NativeEngine(model, decode=encoder.tokens.decode), seed)
+        return cls(model, encoder, SharedEngine(NativeEngine(model, decode=encoder.tokens.decode)), seed)
 
 
 class SampledAnswers:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.folders.loading import load, resolve
 from posttrain.models.folders.manifest import folder_fingerprint, read_manifest, sha256_of
 from posttrain.models.folders.spoken import speech_of
+from posttrain.parallel.calls import OfMain, driven, everywhere
 from posttrain.rewards.gym import SOURCE as GYM
 from posttrain.runs.files import read_json, write_json
 from posttrain.runs.folder import StageFolder, answers_path
@@ -90,17 +91,40 @@ def evaluate_model(
     missing = [suite for suite in suites if suite.name not in known]
     if missing:
         loaded_suites = [load_suite(settings) for settings in missing]
-        if isinstance(model, nn.Module):
-            asked = EvaluatedModel.of(model, tokenizer, seed, encoding)
-        else:
-            loaded = load(model, device=device_of(device), say=progress.say)
-            asked = EvaluatedModel.of(loaded.model, loaded.tokenizer, seed, encoding)
-        known |= evaluate_suites(asked, loaded_suites, folder.path, baseline=baseline, progress=progress)
+
+        def ask(asked: EvaluatedModel) -> SuiteFigures:
+            return evaluate_suites(asked, loaded_suites, folder.path, baseline=baseline, progress=progress)
+
+        known |= everywhere(_asked, model, tokenizer, seed, encoding, device, progress, OfMain(ask))
     evaluation = {suite.name: known[suite.name] for suite in suites}
     folder.write(SuiteScores(evaluation))
     _write_meanings(suites, evaluation, folder.path)
     write_json(_identities_path(folder.path), SuiteIdentities(identities).to_json())
     return evaluation
+
+
+def _asked(
+    model: str | Path | nn.Module,
+    tokenizer: Any,
+    seed: int,
+    encoding: EncoderSettings,
+    device: str,
+    progress: Progress,
+    ask: OfMain[Callable[[EvaluatedModel], SuiteFigures]],
+) -> SuiteFigures:
+    """Every rank holds the model; rank 0 asks the suites and writes, and the engine answers on all of them."""
+    if isinstance(model, nn.Module):
+        asked = EvaluatedModel.of(model, tokenizer, seed, encoding)
+    else:
+        loaded = load(model, device=device_of(device), say=progress.say)
+        asked = EvaluatedModel.of(loaded.model, loaded.tokenizer, seed, encoding)
+    with undisturbed(asked.model):
+        return driven(lambda: _of_main(ask)(asked), own=(asked.engine, asked.model))
+
+
+def _of_main(ask: OfMain[Callable[[EvaluatedModel], SuiteFigures]]) -> Callable[[EvaluatedModel], SuiteFigures]:
+    assert ask.value is not None
+    return ask.value
 
 
 def evaluate_suites(

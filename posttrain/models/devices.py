@@ -5,11 +5,14 @@ The first thing that a stage or a verb asks for, so that a missing card is an er
 
 from __future__ import annotations
 
+import os
+
 import psutil
 import torch
 
 from posttrain.arguments import described, wrong_argument
 from posttrain.errors import ConfigError
+from posttrain.parallel.world import job
 
 EXPECTED = "auto, cpu, cuda, cuda:N or mps"
 
@@ -92,11 +95,17 @@ def _check_cuda(device: torch.device) -> None:
 
 
 def available_bytes(device: torch.device) -> int:
-    """What can still be allocated there."""
+    """What this process can still allocate there: of a machine's memory its share, where a job has several on it."""
     # Of the whole card: what other processes hold there is taken off, as it is from the machine's memory.
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    return int(psutil.virtual_memory().available) // processes_here()
+
+
+def processes_here() -> int:
+    """How many processes of this job share the machine; by the launcher's word, or else all of them."""
+    here = job()
+    return 1 if here.is_alone else int(os.environ.get("LOCAL_WORLD_SIZE", here.size))
 
 
 def out_of_memory(error: BaseException) -> bool:

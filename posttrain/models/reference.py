@@ -11,7 +11,6 @@ Three kinds that give the same numbers:
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -22,15 +21,18 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from posttrain.data.trees import collate, pack
+from posttrain.data.micro import Micro, alike, planned
+from posttrain.data.trees import collate
 from posttrain.errors import ConfigError, ModelError, NonFiniteError
 from posttrain.models.adapters.kinds import is_fresh
 from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.logprob_store import LogprobStore, SegmentWriter
+from posttrain.models.sharding.copies import twin
 from posttrain.models.tree.divergence import Distributions
 from posttrain.models.tree.logprobs import Policy
+from posttrain.parallel.world import world
 from posttrain.types import Batch, TokenTree, Wants
 
 Kind = Literal["auto", "cached", "adapter_off", "live"]
@@ -130,7 +132,8 @@ class CachedReference:
         tokens_per_microbatch: int,
         progress: Progress | None = None,
     ) -> CachedReference:
-        """Compute what `store` does not hold yet for these weights; an interrupted build goes on where it stopped.
+        """Compute what `store` does not hold yet for these weights; an interrupted build goes on where it stopped. Each
+        rank of a job computes its share, into a file of its own in the folder that all of them read.
 
         Call it once for each data set (training, held-out): the last result knows the trees of all.
 
@@ -138,15 +141,22 @@ class CachedReference:
             NonFiniteError: a log-prob is NaN or infinite; the rows are named and nothing of them is kept.
         """
         cached = cls(store, reference_key(policy), policy.dtype)
-        missing, total = cached._missing(trees)
+        here = world()
+        # By rank 0, since the others may see what a rank has begun to write.
+        missing, total = here.agreed(lambda: cached._missing(trees))
         done = 0
-        with SegmentWriter(cached._store.folder, cached._dtype) as writer:
-            for members in _microbatches(trees, missing, tokens_per_microbatch):
+        with here.together("opening the reference's cache"):
+            writer = SegmentWriter(cached._store.folder, cached._dtype)
+        with writer, alike(policy.is_sharded, "the reference's log-probs"):
+            for micro, members in _microbatches(trees, missing, tokens_per_microbatch, is_sharded=policy.is_sharded):
                 for tree, values in zip(members, _values(policy, members), strict=True):
-                    writer.append(tree.key, values)
-                done += sum(tree.num_tokens for tree in members)
+                    if not micro.idle:
+                        writer.append(tree.key, values)
+                done += 0 if micro.idle else sum(tree.num_tokens for tree in members)
                 if progress:
-                    progress(done, total)
+                    # Shares are balanced by tokens: what all have done is known well enough from one's own.
+                    progress(min(total, done * here.size), total)
+        here.barrier()
         cached._store.refresh()
         return cached
 
@@ -198,9 +208,14 @@ def _stored_dtype(dtype: torch.dtype) -> np.dtype:
     return np.dtype(np.float64 if dtype == torch.float64 else np.float32)
 
 
-def _microbatches(trees: Sequence[TokenTree], indices: list[int], budget: int) -> Iterator[list[TokenTree]]:
+def _microbatches(
+    trees: Sequence[TokenTree], indices: list[int], budget: int, *, is_sharded: bool
+) -> Iterator[tuple[Micro, list[TokenTree]]]:
+    """This rank's, with their trees."""
     for start in range(0, len(indices), WINDOW):
-        yield from pack([trees[index] for index in indices[start : start + WINDOW]], budget)
+        window = [trees[index] for index in indices[start : start + WINDOW]]
+        for micro in planned(window, budget, is_sharded=is_sharded):
+            yield micro, [window[index] for index in micro.members]
 
 
 def _values(policy: Policy, trees: list[TokenTree]) -> list[np.ndarray]:
@@ -285,14 +300,14 @@ class LiveReference:
     kind = "live"
 
     def __init__(self, policy: Policy):
-        shared: dict[int, Any] = {id(p): p for p in policy.model.parameters() if not p.requires_grad}
-        model: nn.Module = copy.deepcopy(policy.model, dict(shared))  # deepcopy adds its own entries
+        policy.settle()
+        self._shared = [p for p in policy.model.parameters() if not p.requires_grad]
+        model = twin(policy.model, lambda own: own.detach().clone() if own.requires_grad else own)
         # The copies alone: freezing a shared parameter would freeze it in the policy as well.
-        own = [p for p in model.parameters() if id(p) not in shared]
-        for parameter in own:
-            parameter.requires_grad_(False)
-        self._shared = list(shared.values())
-        self._policy = Policy(model, policy.path, autocast=policy.autocast)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.requires_grad_(False)
+        self._policy = Policy(model, policy.path, autocast=policy.autocast, sharding=policy.sharding)
 
     def logprobs(self, batch: Batch, *, temperature: float = 1.0) -> Tensor:
         """Raises ModelError once a shared weight has been set to train: it would move under the reference."""

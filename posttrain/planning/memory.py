@@ -12,6 +12,7 @@ from posttrain.config.adapters import AdapterSettings, QLoRA
 from posttrain.config.base import TrainingStage
 from posttrain.config.engines import NativeEngineSettings, VLLMColocatedSettings
 from posttrain.models.tree.projection import BUFFER_ELEMENTS
+from posttrain.parallel.gradients import BUCKET_ELEMENTS
 from posttrain.planning.cards import Card
 from posttrain.planning.items import HEAP_SLACK, Item, MemoryPlan, fitting_tokens, training_items
 from posttrain.planning.mesh import Mesh
@@ -32,8 +33,6 @@ SLEEPING = 1_500_000_000
 """An allowance for a colocated vLLM at its first sleep level, whose weights and cache are not on the card."""
 SCALE_BITS = {(4, True): 0.127, (4, False): 0.5, (8, True): 0.1, (8, False): 0.1}
 """Bits of scales beside a packed weight. 4 bits: Dettmers et al. 2023, arXiv:2305.14314, section 3, blocks of 64."""
-BUCKET_BYTES = 4 << 23
-"""Gradients that are summed over the ranks at a time (`posttrain.parallel.gradients`)."""
 PREFILL_TOKENS = 4096
 """Prompt tokens of one forward pass of the native engine (`NativeEngine`, prefill_tokens)."""
 LOGITS_COPIES = 3
@@ -64,7 +63,20 @@ class Situation:
     def arithmetic(self) -> Arithmetic:
         if self.precision == "fp32":
             return "fp32"
-        return "bf16" if self.shards > 1 else "autocast"
+        return "gathered" if self.shards > 1 and self.gathered_bytes == BF16 else "autocast"
+
+    @property
+    def gathered_bytes(self) -> int:
+        """Of a value of a sharded layer's matrices while the layer computes (`compute.gather`)."""
+        return BF16 if self.precision == "bf16" and self.stage.compute.gather != "fp32" else FP32
+
+    @property
+    def offloaded(self) -> frozenset[str]:
+        """Items that lie in the machine's memory (`compute.offload`)."""
+        kind = self.stage.compute.offload if self.card.device != "cpu" else "none"
+        if kind == "all" and self.shards > 1:
+            return frozenset({"weights", "gradients", "Adam moments"})
+        return frozenset() if kind == "none" else frozenset({"Adam moments"})
 
     @property
     def shards(self) -> int:
@@ -188,7 +200,8 @@ def standing_items(models: Models, where: Situation) -> list[Item]:
     """Weights, gradients, moments, other models and the allowances."""
     adapter, shards, needs = where.stage.adapter, where.shards, where.needs
     facts = models.facts(adapter, needs.role)
-    items = training_items(weight_bytes(facts, adapter), facts.trained, FP32, shards=shards)
+    whole = training_items(weight_bytes(facts, adapter), facts.trained, FP32, shards=shards)
+    items = [item for item in whole if item.name not in where.offloaded]
     items += _reference(facts, where) + _value(facts, where)
     if needs.teacher is not None:
         teacher = models.other(needs.teacher)
@@ -261,15 +274,18 @@ def _gathered(facts: Facts, where: Situation) -> list[Item]:
     if where.shards == 1:
         if where.mesh.ranks == 1:
             return []
-        return [Item("bucket of gradients", min(BUCKET_BYTES, facts.trained * FP32), "summed over the ranks at a time")]
-    size = BF16 if where.precision == "bf16" else FP32
+        return [
+            Item("bucket of gradients", min(BUCKET_ELEMENTS, facts.trained) * FP32, "summed over the ranks at a time")
+        ]
+    size = where.gathered_bytes
     layers = min(2, facts.layers)
-    whole = facts.root + layers * facts.layer
-    trained = facts.trained_root + layers * facts.trained_layer
+    # The root is gathered as it is kept, and stays whole from the forward to the backward pass.
+    whole = facts.root * FP32 + layers * facts.layer * size
+    trained = facts.trained_root * FP32 + layers * facts.trained_layer * size
     reduced = max(facts.trained_root, facts.trained_layer) * FP32
     return [
-        Item("gathered layers", whole * size, f"the root and {layers} layers, whole"),
-        Item("whole gradients", trained * size + reduced, "of the same, before each rank keeps its share"),
+        Item("gathered layers", whole, f"the root and {layers} layers, whole"),
+        Item("whole gradients", trained + reduced, "of the same, before each rank keeps its share"),
     ]
 
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+import torch
+
 from posttrain.errors import ConfigError
+from posttrain.models.sharding.mesh import mesh_sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +61,8 @@ def mesh_of(text: str | None = None, *, gpus: int | None = None, nodes: int = 1,
             remedy=f"write `--gpus {-(-ranks // nodes) * nodes}`, or another number of machines",
         )
     if not asked:
-        shard = ranks // nodes if device == "cuda" else 1
-        return Mesh(shard, ranks // shard, nodes)
+        sizes = mesh_sizes("auto", world=ranks, device=torch.device(device), on_this_machine=ranks // nodes)
+        return Mesh(sizes.shard, sizes.replicate, nodes)
     shard = asked.get("shard") or _rest(ranks, asked["replicate"], text)
     replicate = asked.get("replicate") or _rest(ranks, shard, text)
     if shard * replicate != ranks:

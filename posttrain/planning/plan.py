@@ -154,7 +154,8 @@ def plan(
         gpu: a card's name, "h100-80gb" if absent.
         nodes: machines.
         cpu: plan for this machine's CPU in place of cards.
-        mesh: "shard=8,replicate=4"; without it, shards within a machine and replicas across machines.
+        mesh: "shard=8,replicate=4"; without it the recipe's `compute.mesh`, whose `auto` shards within a machine and
+            replicates across machines.
         tokens: of a row (of an online stage: prompt and completion), in place of what the data or `max_length` say.
 
     Raises:
@@ -174,8 +175,12 @@ def plan(
     for stage in loaded.stages:
         if is_planned(stage):
             assert isinstance(stage, TrainingStage)
-            folder = loaded.folder / stage.name
-            stages.append(plan_stage(models, situation_of(stage, card, ranks, folder=folder, tokens=tokens)))
+            # The command line wins over the recipe, as everywhere.
+            written = stage.compute.mesh
+            text = f"shard={written.shard},replicate={written.replicate}" if written != "auto" else None
+            own = ranks if mesh or text is None else mesh_of(text, gpus=gpus, nodes=nodes, device=card.device)
+            where = situation_of(stage, card, own, folder=loaded.folder / stage.name, tokens=tokens)
+            stages.append(plan_stage(models, where))
         else:
             skipped.append(_said(stage))
     return Plan(loaded.name, loaded.model, models.said, card, ranks, tuple(stages), tuple(skipped))

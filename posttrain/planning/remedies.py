@@ -143,6 +143,17 @@ def _sharded(models: Models, where: Situation, now: RankMemory) -> Iterator[_Kno
         yield _Knob(f"--mesh shard={mesh.ranks}", cost, replace(where, mesh=wider))
 
 
+def _offloaded(models: Models, where: Situation, now: RankMemory) -> Iterator[_Knob]:
+    if where.card.device == "cpu":
+        return
+    if where.stage.compute.offload == "none":
+        cost = "Adam's moments lie in the machine's memory, and every update fetches them"
+        yield from _set(where, "compute.offload", "optimizer", cost)
+    if where.stage.compute.offload != "all" and where.shards > 1:
+        cost = "weights, gradients and moments lie in the machine's memory, and every layer fetches its share"
+        yield from _set(where, "compute.offload", "all", cost)
+
+
 def _adapter(models: Models, where: Situation, now: RankMemory) -> Iterator[_Knob]:
     if where.stage.adapter is None:
         yield from _set(where, "adapter", {"kind": "lora", "rank": 16}, "an adapter trains in place of all weights")
@@ -164,7 +175,7 @@ def _shorter(models: Models, where: Situation, now: RankMemory) -> Iterator[_Kno
         length //= 2
 
 
-KNOBS = (_microbatch, _checkpointing, _cached, _engine, _sharded, _adapter, _shorter)
+KNOBS = (_microbatch, _checkpointing, _cached, _engine, _sharded, _offloaded, _adapter, _shorter)
 """In the order of what they cost: time first, then the network, then what is trained."""
 
 

@@ -80,7 +80,7 @@ def traffic_of(models: Models, where: Situation, memory: RankMemory) -> Traffic:
     facts = models.facts(where.stage.adapter, where.needs.role)
     shards, replicas = where.shards, where.mesh.ranks // where.shards
     passes = memory.microbatches * where.needs.updates
-    size = BF16 if where.precision == "bf16" else FP32
+    size = where.gathered_bytes
     shared = (shards - 1) / shards
     layers = facts.total - facts.root
     trained = facts.trained * FP32
@@ -90,7 +90,7 @@ def traffic_of(models: Models, where: Situation, memory: RankMemory) -> Traffic:
     # Sharded, every micro-batch sums its gradients; whole, a step sums them once.
     sums = passes if shards > 1 else where.needs.updates
     return Traffic(
-        gathered=shared * size * (2 * layers + facts.root) * passes,
+        gathered=shared * (2 * layers * size + facts.root * FP32) * passes,
         reduced=shared * trained * passes,
         replicas=2 * (replicas - 1) / replicas * trained / shards * sums,
         weight_sync=sync,
@@ -153,7 +153,7 @@ def _sampling(
         launch = memory.traced.operations_forward * LAUNCH_SECONDS[where.card.device]
         if where.shards > 1:  # every step gathers every layer anew
             within = where.card.link if where.shards <= where.mesh.per_node else NETWORK
-            gather = facts.total * size * (where.shards - 1) / where.shards / (within * LINK_EFFICIENCY)
+            gather = facts.total * where.gathered_bytes * (where.shards - 1) / where.shards / (within * LINK_EFFICIENCY)
     else:
         # Served elsewhere it is one server; colocated, every rank has one. CUDA graphs launch a step at once.
         ranks = where.mesh.ranks if isinstance(engine, VLLMColocatedSettings) else 1

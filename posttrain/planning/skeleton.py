@@ -22,7 +22,7 @@ from posttrain.config.adapters import AdapterSettings, LoRA, PromptTuning, QLoRA
 from posttrain.errors import ConfigError, ModelError
 from posttrain.models.adapters.configs import peft_config
 from posttrain.models.folders.quiet import quiet
-from posttrain.models.tree.checkpointing import layers_to_checkpoint
+from posttrain.models.tree.checkpointing import layers_of
 
 Role = Literal["policy", "reward"]
 """What stands on the backbone: a vocabulary, or a head of one number (reward and value models)."""
@@ -133,7 +133,7 @@ def facts_of(config: PreTrainedConfig, adapter: AdapterSettings | None, role: Ro
     model = build(config, adapter, role, torch.float32)
     text = config.get_text_config()
     named = dict(model.named_parameters())
-    blocks = layers_to_checkpoint(model)
+    blocks = _blocks(model)
     prefixes = {id(module): name for name, module in model.named_modules()}
     inside = [tuple(named[n] for n in named if n.startswith(prefixes[id(block)] + ".")) for block in blocks]
     in_layers = {id(p) for block in inside for p in block}
@@ -167,6 +167,28 @@ def facts_of(config: PreTrainedConfig, adapter: AdapterSettings | None, role: Ro
         head_size=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
         virtual=adapter.virtual_tokens if adapter is not None else 0,
     )
+
+
+def _blocks(model: nn.Module) -> tuple[nn.Module, ...]:
+    """
+    Raises:
+        ModelError: nothing says which of its modules are layers.
+    """
+    blocks = layers_of(model)
+    if not blocks:
+        raise ModelError(
+            "the plan finds no layers in this architecture",
+            found=type(model).__name__,
+            expected="layers that transformers makes for activation checkpointing",
+            remedy="run `posttrain check` where the model fits: its preflight measures what a step takes",
+        )
+    return blocks
+
+
+def narrow_layers(model: nn.Module) -> None:
+    """The layers' matrices in bf16, as FSDP gathers them (`compute.gather`); norms and the root stay as they are."""
+    for parameter in (p for block in _blocks(model) for p in block.parameters() if p.ndim >= 2):
+        parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def _active_share(text: Any) -> float:

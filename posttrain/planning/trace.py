@@ -32,15 +32,15 @@ from transformers import PreTrainedConfig
 from posttrain.config.adapters import AdapterSettings
 from posttrain.data.trees import collate
 from posttrain.errors import ModelError
-from posttrain.models.tree.checkpointing import layers_to_checkpoint
+from posttrain.models.tree.checkpointing import layers_of
 from posttrain.models.tree.logprobs import Policy
 from posttrain.models.tree.projection import chunk_rows
 from posttrain.planning.items import HEAP_BLOCK
-from posttrain.planning.skeleton import Role, build, countable, is_sparse, shortened
+from posttrain.planning.skeleton import Role, build, countable, is_sparse, narrow_layers, shortened
 from posttrain.types import Batch, Branch, RowRef, TokenTree, Wants
 
-Arithmetic = Literal["fp32", "autocast", "bf16"]
-"""fp32 weights and arithmetic; fp32 weights that are multiplied in bf16 (one rank); bf16 weights, as FSDP gathers."""
+Arithmetic = Literal["fp32", "autocast", "gathered"]
+"""fp32 throughout; fp32 weights that autocast multiplies in bf16; the same over layers that FSDP gathers in bf16."""
 
 FEW, MORE = 2, 4
 """Layers of the two models that are traced."""
@@ -160,9 +160,11 @@ class Tracer:
     def _short(self, ask: Ask, trees: Sequence[TokenTree], layers: int) -> Pass:
         # torch's product of grouped experts knows bf16 alone when it has no memory; its other dtypes are scaled below.
         sparse = is_sparse(self.config)
-        dtype = torch.bfloat16 if ask.arithmetic == "bf16" or sparse else torch.float32
+        dtype = torch.bfloat16 if sparse else torch.float32
         # A reward or a value model is a backbone under a head of one number: `_values` puts that one on.
         model = build(shortened(self.config, layers), ask.adapter, "policy", dtype)
+        if ask.arithmetic == "gathered" and not sparse:
+            narrow_layers(model)
         batch = collate(trees)
         try:
             with FakeTensorMode(allow_non_fake_inputs=True):
@@ -190,7 +192,7 @@ def _row(tokens: int, trained: int) -> TokenTree:
 
 
 def _policy(model: nn.Module, ask: Ask, sparse: bool) -> Policy:
-    autocast = torch.bfloat16 if ask.arithmetic == "autocast" and not sparse else None
+    autocast = torch.bfloat16 if ask.arithmetic != "fp32" and not sparse else None
     policy = Policy(model, ask.route, autocast=autocast, activation_checkpointing=ask.checkpointing)
     # What a card's fused kernels keep, too: query, key, value, output, and a sum for each query.
     policy.backend = "kernel"
@@ -209,7 +211,7 @@ def _values(policy: Policy, batch: Batch, ask: Ask) -> Callable[[], Tensor]:
 def follow(policy: Policy, batch: Batch, ask: Ask) -> Pass:
     """Two passes with gradients and one without over this batch, on tensors with or without memory."""
     values = _values(policy, batch, ask)
-    first_block, *_, last_block = (*layers_to_checkpoint(policy.model),) * 2
+    first_block, *_, last_block = (*layers_of(policy.model),) * 2
     with Storages([*policy.model.parameters(), *policy.model.buffers()]) as live:
         hooks = [
             last_block.register_forward_hook(partial(_mark, live, "last", "output")),

@@ -151,6 +151,11 @@ def _facts(run: RunContents) -> list[tuple[str, str]]:
     if environment.device != "cpu":
         machine.append(environment.device)
     facts.append(("Machine", ", ".join(part for part in machine if part)))
+    if run.about.processes:
+        facts.append(("Processes", str(run.about.processes)))
+    if restarts := run.about.restarts:
+        shown = "; ".join(f"{moment(restart.time)}, {restart.said}" for restart in restarts)
+        facts.append(("Started again", f"{len(restarts)} time{'s' if len(restarts) > 1 else ''}: {shown}"))
     facts.append(("System", environment.platform or ""))
     versions = {
         "posttrain": run.about.posttrain_version,

@@ -228,4 +228,4 @@ def build(settings: CodeReward, folder: Path | None) -> Scorer:
     limits = Limits(seconds=settings.seconds, memory_mb=settings.memory_mb)
     made = Code(limits, **options(settings, "seconds", "memory_mb"))
     needs = "tests, in `tests`, `test_list` or `cases`"
-    return Scorer(settings.label, made, settings.weight, made.gold, made.close, needs=needs)
+    return Scorer(settings.label, made, settings.weight, made.gold, made.close, needs=needs, shared=True)

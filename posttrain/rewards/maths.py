@@ -167,4 +167,4 @@ __all__ = ["Math", "boxed", "gold_answer", "stated", "wanted"]
 
 def build(settings: MathReward, folder: Path | None) -> Scorer:
     made = Math(**options(settings))
-    return Scorer(settings.label, made, settings.weight, made.gold, made.close)
+    return Scorer(settings.label, made, settings.weight, made.gold, made.close, shared=True)

@@ -100,4 +100,4 @@ def prompt_key(prompt: tuple[Message, ...]) -> Any:
 
 def build(settings: ModelReward, folder: Path | None) -> Scorer:
     model = str(beside(settings.model, folder, must_exist=True))
-    return Scorer(settings.label, RatingModel(model, **options(settings, "model")), settings.weight)
+    return Scorer(settings.label, RatingModel(model, **options(settings, "model")), settings.weight, shared=True)

@@ -97,7 +97,7 @@ def require_rewards(specs: Iterable[Spec], *, folder: str | Path | None = None, 
 def _cosine(settings: config.CosineReward, folder: Path | None) -> Scorer:
     inner = resolve(settings.of, folder=folder)
     reshaped = shape.Cosine(inner, **options(settings, "of"))
-    return Scorer(settings.label, reshaped, settings.weight, close=inner.close, inner=inner)
+    return Scorer(settings.label, reshaped, settings.weight, close=inner.close, inner=inner, shared=inner.shared)
 
 
 REWARDS: Mapping[str, Build] = {

@@ -14,6 +14,7 @@ from typing import Self
 from posttrain.arguments import checked_instance, checked_list
 from posttrain.errors import ConfigError, DataError, RewardError
 from posttrain.rewards.scorer import Sampled, Scorer
+from posttrain.rewards.sharing import score_shared
 from posttrain.rollout.engine import FinishReason
 from posttrain.types import RowRef, Task
 
@@ -59,7 +60,7 @@ class Rubric:
         Raises:
             RewardError: a reward failed; names it and the row.
         """
-        columns = {scorer.name: scorer.score(items) for scorer in self.scorers}
+        columns = {scorer.name: score_shared(scorer, items) for scorer in self.scorers}
         return [self._weighted_sum({name: values[i] for name, values in columns.items()}) for i in range(len(items))]
 
     def _weighted_sum(self, parts: dict[str, float | None]) -> Scored:

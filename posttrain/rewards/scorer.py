@@ -143,6 +143,9 @@ class Scorer:
     """The verifier that this reward reshapes; the gold check asks that one."""
     needs: str = "answer"
     """What a row must have for a verifier to judge it, as a sentence names it: "they have no ..."."""
+    shared: bool = False
+    """Whether an answer's reward depends on that answer and the others to its prompt alone, so that the ranks of a job
+    may each judge a part; see `posttrain.rewards.sharing`."""
     what: str = "reward"
     """What errors call it: a function that judges the answers of a suite is asked in the same way."""
 

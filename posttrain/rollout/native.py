@@ -158,6 +158,11 @@ class NativeEngine:
                 completions = self._run(ids, sampling, completions_per_prompt, on_finish)
         return completions
 
+    def require(self, prompts: Sequence[tuple[int, ...]], sampling: SamplingDistribution) -> None:
+        """Refuse what `generate` would refuse of these prompts. Raises ConfigError."""
+        for index, prompt in enumerate(prompts):
+            self._limit(index, prompt, sampling)
+
     async def generate_one(self, request: Request) -> Completion:
         """See `Engine.generate_one`. Requests share the steps of one batch, on the caller's event loop; those that the
         cache has no room for wait in the order in which they came.

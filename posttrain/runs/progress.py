@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Self, TypeVar
+from typing import IO, Any, Self, TypeVar
 
 AnyItem = TypeVar("AnyItem")
 
@@ -109,7 +109,8 @@ class Phase:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._owner.note_leaving(error)
         self._owner.end(self)
 
 
@@ -159,10 +160,16 @@ class Progress:
         """Name, beginning, and how many phases it is within: of an activity around a phase, the phase is told."""
         self._moved = now()
         self._said_stalled: float | None = None
+        # By its number: an error keeps the frames that it came through, and all tensors in them.
+        self._leaving: tuple[int, str] | None = None
         # Reentrant: what shows something calls `say`, which takes the lock again.
         self._lock = threading.RLock()
         self._stop = threading.Event()
         self._watcher: threading.Thread | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # To another process, which has a terminal of its own or none: it shows nothing there.
+        return Progress, ()
 
     def say(self, text: str) -> None:
         """A line that stays, above the bar."""
@@ -172,7 +179,7 @@ class Progress:
         with self._lock:
             # A new phase has a silence of its own; the stall of the one around it is over, since something moves.
             self._phases.append(phase)
-            self._said_stalled = None
+            self._said_stalled = self._leaving = None
             self._watch()
             self.show_begin(phase)
         return phase
@@ -183,6 +190,9 @@ class Progress:
         self._enter(activity)
         try:
             yield
+        except BaseException as error:
+            self.note_leaving(error)
+            raise
         finally:
             with self._lock:
                 self._activities.pop()
@@ -217,6 +227,15 @@ class Progress:
                 now - began,
                 now - moved,
             )
+
+    def note_leaving(self, error: BaseException | None) -> None:
+        """An error leaves a phase or an activity: the innermost that it leaves is where it arose."""
+        if error is not None and (self._leaving is None or self._leaving[0] != id(error)):
+            self._leaving = (id(error), self.standing().words)
+
+    def left_at(self, error: BaseException) -> str | None:
+        """What was under way when the error arose; None of one that has left nothing."""
+        return self._leaving[1] if self._leaving is not None and self._leaving[0] == id(error) else None
 
     def _activity(self) -> tuple[str, float, int] | None:
         """What is under way within the innermost phase, or outside of all."""

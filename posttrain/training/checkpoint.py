@@ -178,7 +178,7 @@ def restore(
         moments[prefix].setdefault(name.removeprefix(prefix), {})[moment] = value
     for prefix, (_, optimizer) in parts.items():
         optimizer.load_state_dict(moments[prefix])
-    _restore_random_state(checkpoint.state["random_state"])
+    restore_random_state(checkpoint.state["random_state"])
 
 
 def _parts(model: nn.Module, optimizer: Optimizer, others: Parts) -> dict[str, tuple[nn.Module, Optimizer]]:
@@ -220,7 +220,8 @@ def random_state() -> dict[str, str]:
     return state
 
 
-def _restore_random_state(state: Mapping[str, str]) -> None:
+def restore_random_state(state: Mapping[str, str]) -> None:
+    """What `random_state` gave."""
     torch.set_rng_state(torch.frombuffer(bytearray.fromhex(state["cpu"]), dtype=torch.uint8))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(torch.frombuffer(bytearray.fromhex(state["cuda"]), dtype=torch.uint8))

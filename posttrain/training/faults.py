@@ -24,6 +24,7 @@ from posttrain.data.trees import collate, to_device
 from posttrain.errors import NonFiniteError
 from posttrain.models.folders.finite import is_finite, non_finite_weights
 from posttrain.models.tree.model import TreeModel
+from posttrain.parallel.world import world
 from posttrain.training.objectives import Algorithm
 from posttrain.training.step import Reference, replay
 from posttrain.types import Batch, TokenTree
@@ -134,6 +135,9 @@ def explained(
     if weights := non_finite_weights(policy.model):
         shown = ", ".join(weights[:3]) + (f" and {len(weights) - 3} more" if len(weights) > 3 else "")
         fault = Fault(f"the weights themselves are not finite: {shown}", tuple(weights))
+    elif policy.is_sharded:
+        # A rank that leaves a pass of a sharded model at its faulty module leaves the others waiting in it.
+        fault = Fault("the weights are finite; which module made it so is not looked for in a sharded model")
     else:
         try:
             # The run ends here, but its random state is saved with the last whole step.
@@ -143,6 +147,8 @@ def explained(
             fault = Fault(f"a second pass to find the module failed ({type(failure).__name__})")
     for parameter in policy.model.parameters():
         parameter.grad = None
+    # Of several processes the one whose rows are at fault has found it; the others' rows were finite.
+    fault = max(world().gather(fault), key=lambda found: bool(found.names))
     names = tuple(dict.fromkeys([*error.tensors, *fault.names]))
     return NonFiniteError(
         f"{error.problem}: {fault.words}", remedy=error.remedy, tensors=names, rows=fault.rows or error.rows

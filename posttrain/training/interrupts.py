@@ -19,23 +19,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from posttrain.parallel.stopping import Stopped
+
+__all__ = ["ENDING", "Stopped", "deferred_interrupt", "ending_signals", "heed"]
+
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
-
-
-class Stopped(KeyboardInterrupt):
-    """A signal asked for the end; like Ctrl-C it passes every `except Exception`.
-
-    Stopped(15, "stopped after step 3 of 8, with a checkpoint").code == 143
-    """
-
-    def __init__(self, number: int, words: str = ""):
-        self.number = number
-        super().__init__(words or f"stopped by {signal.Signals(number).name}")
-
-    @property
-    def code(self) -> int:
-        """The exit code that shells give to a process that a signal ended."""
-        return 128 + self.number
 
 
 class _Ending:
@@ -148,3 +136,12 @@ def deferred_interrupt() -> Iterator[Callable[[], int | None]]:
     # It came after the last look. The handler takes only the first signal, so this one would be lost for good.
     if (number := asked()) is not None:
         raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
+
+
+def heed(number: int) -> None:
+    """Take a signal that another rank of the job was sent as one that came here: what the launcher forwards while this
+    rank leaves, its checkpoint and its report half written, then changes nothing."""
+    for handler in map(signal.getsignal, ENDING):
+        if isinstance(handler, _Ending) and handler.asked is None:
+            handler.asked = number
+            return

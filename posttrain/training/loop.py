@@ -26,19 +26,21 @@ from posttrain.diagnostics import metrics as metric_tools
 from posttrain.diagnostics.alarms import Alarms, make_checks
 from posttrain.errors import NonFiniteError, TrainingError
 from posttrain.outputs import Mean, Metric, Total
+from posttrain.parallel.world import world
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Phase, Progress
 from posttrain.runs.records.logs import Alarm, HeldOutRow, MetricsLine, WatchedResponse, WatchedRow
 from posttrain.training import faults
 from posttrain.training.checks.memory import explain_out_of_memory
 from posttrain.training.checks.preflight import Decoder
-from posttrain.training.interrupts import deferred_interrupt
+from posttrain.training.interrupts import deferred_interrupt, heed
+from posttrain.training.measured import Measured
 from posttrain.training.on_step import OnStep, StepReport, tell
 from posttrain.training.optimizer import Optimizer, Update
 from posttrain.training.order import RowOrder, stream_seed
 from posttrain.training.saving import Saver
 from posttrain.training.source import RowSource, Source, Units
-from posttrain.training.step import Measured, accumulate, branch_values, measure, require_two_rows, slices
+from posttrain.training.step import accumulate, branch_values, measure, require_two_rows, slices
 from posttrain.training.work import Work
 from posttrain.types import TokenTree
 
@@ -58,16 +60,20 @@ class Loop:
     """One stage's training: Loop(work, folder, progress).run() -> steps taken in all."""
 
     def __init__(self, work: Work, folder: StageFolder, progress: Progress, on_step: OnStep | None = None):
+        self.here = world()
         self.work = work
         self.folder = folder
         self.progress = progress
         self.on_step = on_step
+        # A user's function is rank 0's alone; that there is one, all know.
+        self._tells = self.here.agreed(lambda: on_step is not None)
         self._asked_to_stop = False
         self._held_out: dict[str, float] | None = None
         self._rung: list[Alarm] = []
         stage = work.stage
         self.source, self.units = _source_of(work)
         self.hooks = work.hooks
+        work.policy.settle()  # what is gathered for a pass is not what trains
         self.optimizer = Optimizer(
             work.policy.model,
             stage.optimizer,
@@ -75,6 +81,7 @@ class Loop:
             schedule=stage.schedule,
             steps=self.source.steps * self.source.updates,
             adapter=work.adapter,
+            offload=stage.compute.offload == "optimizer" and work.policy.device.type != "cpu",
         )
         self.alarms = Alarms(make_checks(stage.alarms.changes))
         self.saver = Saver(work, folder, progress, self.optimizer, self.source, self.hooks.parts, self.alarms)
@@ -100,8 +107,10 @@ class Loop:
             Interrupted: after Ctrl-C, when a checkpoint has been written.
             TrainingError: a critical alarm, where the stage says that it stops.
         """
-        # Dropout alone draws from the global stream; a resumed run gets its state back from the checkpoint.
-        torch.manual_seed(stream_seed(self.work.seed, "dropout") % 2**63)
+        # Dropout alone draws from the global stream; a resumed run gets its state back from the checkpoint. Each rank
+        # has a stream of its own, or the rows of all of them would lose the same units.
+        own = () if self.here.is_alone else (self.here.rank,)
+        torch.manual_seed(stream_seed(self.work.seed, "dropout", *own) % 2**63)
         with explain_out_of_memory(self.work.memory):
             return self._train()
 
@@ -135,7 +144,9 @@ class Loop:
                 self._after_step()
             while self.step < steps and self._why_stop() is None:
                 self._one_step(phase)
-                if (number := interrupted()) is not None:
+                # Asked of all: a signal reaches one rank, and those that took another step would wait for it.
+                if number := self.here.largest(interrupted() or 0):
+                    heed(number)
                     self.saver.save()
                     raise Interrupted(
                         f"stopped{_by(number)} after step {self.step} of {steps}, with a checkpoint",
@@ -170,15 +181,18 @@ class Loop:
         self._say_not_watched(values)
         self._after_step()
         phase.advance(1, note=_note(values))
-        if self.on_step is not None:
-            self._tell(self.on_step, values)
+        if self._tells:
+            self._tell(values)
 
-    def _tell(self, function: OnStep, values: dict[str, float]) -> None:
+    def _tell(self, values: dict[str, float]) -> None:
         """The user's own function; the step is whole and measured by now, so an error in it loses nothing."""
         seconds, epoch = self.saver.state.seconds, self.units.epoch_after(self.step)
         report = StepReport(self.step, self.source.steps, epoch, seconds, values, self._held_out, tuple(self._rung))
         try:
-            self._asked_to_stop = tell(function, report, self.work.policy.model)
+            # What it asks for, all do.
+            self._asked_to_stop = self.here.agreed(
+                lambda: self.on_step is not None and tell(self.on_step, report, self.work.policy.model)
+            )
         except TrainingError:
             self.saver.save()
             raise
@@ -192,7 +206,8 @@ class Loop:
                 measured = accumulate(
                     *given, step=index, seed=work.seed, tick=lambda tokens: phase.advance(0, tokens=tokens)
                 )
-                update = self.optimizer.step(index, [str(tree.row) for tree in trees])
+                with self.here.together("the optimizer's step"):
+                    update = self.optimizer.step(index, [str(tree.row) for tree in trees])
             except NonFiniteError as error:
                 # The step is computed once more with hooks; nothing has moved, so it fails at the same place.
                 raise faults.explained(error, *given, step=index, seed=work.seed) from None
@@ -229,6 +244,9 @@ class Loop:
         if split == "train":
             # The source adds its own, such as rewards, before the line is written and the alarms see it.
             values |= self.hooks.end_of_step(self.step, values)
+        # Seconds differ from rank to rank, and an alarm that reads them must ring on all or on none.
+        measured_here = values
+        values = self.here.agreed(lambda: measured_here)
         self.folder.append(
             MetricsLine(
                 step=self.step,

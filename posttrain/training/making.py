@@ -24,6 +24,7 @@ from posttrain.data.read import Examples, read
 from posttrain.data.write import write_jsonl
 from posttrain.errors import ConfigError, unknown
 from posttrain.models.folders.source import require_name
+from posttrain.parallel.world import world
 from posttrain.runs.showing import Shown
 from posttrain.training.pipeline import run_recipe
 from posttrain.training.stages.kind import OUTPUT_NAMES
@@ -65,7 +66,8 @@ def make(
     folder = checked_path("out", out, "runs/best")
     checked_seed(seed)
     settings = _settings_of(stage)
-    settings = settings.changed(data=_data_of(data, folder))
+    # Rows that a program passed are written once, by the rank that runs the stage.
+    settings = settings.changed(data=world().agreed(lambda: _data_of(data, folder)))
     recipe = Recipe(name=folder.name, model=os.fspath(model), out=str(folder.parent), seed=seed, stages=(settings,))
     run_recipe(recipe, fresh=checked_flag("fresh", fresh), progress=progress)
     return read(folder / settings.name / OUTPUT_NAMES["data"])

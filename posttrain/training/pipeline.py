@@ -29,6 +29,7 @@ from posttrain.evaluate.suites import load_suite
 from posttrain.evaluate.twins import write_twins
 from posttrain.models.devices import device_of
 from posttrain.models.folders.own_code import folder_code
+from posttrain.parallel.calls import driven
 from posttrain.report import write_report
 from posttrain.rewards import require_rewards
 from posttrain.runs.folder import EARLIER, RunFolder, StageFolder, make_folder, remove_results
@@ -52,7 +53,7 @@ from posttrain.training.interrupts import ending_signals
 from posttrain.training.own_objective import require_objective
 from posttrain.training.provenance import now
 from posttrain.training.rl.servers import require_servers
-from posttrain.training.run_record import Timed, begin_run, how_it_ended, left_over
+from posttrain.training.run_record import Timed, begin_run, how_it_ended, left_over, of_main
 from posttrain.training.stages.kind import OUTPUT_NAMES, MakingKind, StageContext, TrainingKind
 from posttrain.training.stages.prepare import prepare
 from posttrain.training.stages.run import run_stage
@@ -76,20 +77,22 @@ def run_recipe(recipe: Recipe, *, fresh: bool = False, progress: Shown = None) -
         fresh: forget what the run folder holds and begin anew; earlier results that were moved aside stay.
         progress: None shows it in a terminal, a notebook and, seldom, a log; False is silent.
 
+    Under torch.distributed every rank calls this; rank 0 runs the recipe, and the others join it in what is computed.
+
     Raises:
         PosttrainError: of whatever stage fails; the report is written all the same and shows how far it came.
     """
     _require_recipe(recipe)
     checked_flag("fresh", fresh)
-    with showing(progress, in_logs=True) as shown, folder_code(recipe.model_code):
-        return _run(recipe, fresh, shown)
+    with showing(of_main(progress), in_logs=True) as shown, folder_code(recipe.model_code), ending_signals():
+        return driven(lambda: _run(recipe, fresh, shown), own=(shown,))
 
 
 def _run(recipe: Recipe, fresh: bool, progress: Progress) -> RunResult:
     _check_devices(recipe)
     _check_rewards(recipe, fresh=fresh)
     run = RunFolder(recipe.folder)
-    with ending_signals(), run.locked(progress.say):
+    with run.locked(progress.say):
         if fresh:
             _forget(run, recipe, progress)
         for note in recipe.notes:
@@ -137,8 +140,8 @@ def check_recipe(
         PosttrainError: a suite's questions or a stage's rows cannot be read or encoded, or a check fails.
     """
     _require_recipe(recipe)
-    with showing(progress, in_logs=True) as shown, folder_code(recipe.model_code):
-        return _check(recipe, shown, show_first)
+    with showing(of_main(progress), in_logs=True) as shown, folder_code(recipe.model_code):
+        return driven(lambda: _check(recipe, shown, show_first))
 
 
 def _require_recipe(recipe: Any) -> None:

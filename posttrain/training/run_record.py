@@ -10,9 +10,12 @@ from typing import Any, Self
 
 from posttrain.config import StageSettings
 from posttrain.data.templates.clock import today
+from posttrain.parallel.world import world
 from posttrain.runs.folder import RunFolder, StageFolder
+from posttrain.runs.progress import Progress
 from posttrain.runs.records.run import RunRecord, StageEntry
 from posttrain.runs.records.stage import StageRecord
+from posttrain.runs.showing import Shown
 from posttrain.training.loop import Interrupted
 from posttrain.training.provenance import now
 
@@ -38,6 +41,7 @@ def begin_run(run: RunFolder, name: str, stages: Sequence[StageSettings], *, kee
         date=known.date or today(),
         status="running",
         stages=tuple(entries),
+        processes=None if (here := world()).is_alone else here.size,
     )
 
 
@@ -99,3 +103,9 @@ class Timed:
             for entry in self.run.run().stages
         ]
         self.run.write_run(stages=tuple(entries))
+
+
+def of_main(progress: Shown) -> Shown:
+    """What is shown on this rank: of several processes one speaks. A Progress that was passed is used by any of them,
+    and may write to a log of its own."""
+    return progress if isinstance(progress, Progress) or world().is_main else False

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from posttrain.diagnostics.alarms import Alarms, non_finite
 from posttrain.errors import CheckpointError, NonFiniteError, ResumeError, SourceError
 from posttrain.models.folders.finite import non_finite_tensors, non_finite_weights
+from posttrain.parallel.world import is_everywhere, world
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
 from posttrain.runs.values import missing_steps
@@ -84,7 +85,9 @@ class Saver:
         try:
             yield
         except (Exception, KeyboardInterrupt) as error:
-            self._save_whole_step(error)
+            # Saving is done by all ranks together; one that failed alone has nobody to do it with.
+            if world().is_alone or is_everywhere(error):
+                self._save_whole_step(error)
             raise
         self._before = None
 
@@ -120,16 +123,20 @@ class Saver:
             "seconds": self.state.seconds,
             "ended": self.state.is_ended,
             "unmeasured": not self.state.is_measured,
+            "processes": world().size,
             **(self._moving_state() if self._before is None else self._before),
         }
-        path = checkpoint.save(
-            self.folder.checkpoints,
-            step=self.state.step,
-            model=self.work.policy.model,
-            optimizer=self.optimizer,
-            others=self.parts,
-            state=state,
-            keep=self.work.stage.checkpoint.keep,
+        # Every rank holds the same; one writes, and the others go on when it is whole.
+        path = world().agreed(
+            lambda: checkpoint.save(
+                self.folder.checkpoints,
+                step=self.state.step,
+                model=self.work.policy.model,
+                optimizer=self.optimizer,
+                others=self.parts,
+                state=state,
+                keep=self.work.stage.checkpoint.keep,
+            )
         )
         self.latest = str(path.relative_to(self.folder.path))
         self._saved_at = time.monotonic()
@@ -137,7 +144,10 @@ class Saver:
     def is_due(self, every_minutes: float | None) -> bool:
         """Whether the newest checkpoint, or the run's begin, is that long ago. No number depends on where a run was
         saved, so the clock may decide it."""
-        return every_minutes is not None and time.monotonic() - self._saved_at >= 60 * every_minutes
+        # By rank 0's clock: the ranks save together or not at all.
+        return every_minutes is not None and world().agreed(
+            lambda: time.monotonic() - self._saved_at >= 60 * every_minutes
+        )
 
     def _moving_state(self) -> dict[str, Any]:
         """What moves with training beside weights and moments, as it is now."""
@@ -146,6 +156,9 @@ class Saver:
             "source": dict(self.source.state_dict()),
             "random_state": checkpoint.random_state(),
         }
+        # With dropout each rank draws from a stream of its own.
+        if self.work.policy.dropout and not world().is_alone:
+            moving["random_states"] = world().gather(checkpoint.random_state())
         # Copied: an objective changes its memory in place, while the step runs that may fail.
         if self.work.algorithm.memory is not None:
             moving["objective"] = copy.deepcopy(self.work.algorithm.memory.state_dict())
@@ -225,7 +238,7 @@ class Saver:
         """
         if strangers := checkpoint.strangers(self.folder.checkpoints):
             self.progress.say(f"{self.folder.checkpoints}: {', '.join(strangers)} is no checkpoint, and is left alone")
-        kept = checkpoint.latest(self.folder.checkpoints)
+        kept = world().agreed(lambda: checkpoint.latest(self.folder.checkpoints))
         if kept is None:
             return
         if kept.state["identity"] != self.work.identity:
@@ -235,6 +248,9 @@ class Saver:
                 remedy="undo the change to go on, or start the stage anew with --fresh (from Python: fresh=True)",
             )
         checkpoint.restore(kept, self.work.policy.model, self.optimizer, self.parts)
+        before, now = int(kept.state.get("processes", 1)), world().size
+        if before == now and (states := kept.state.get("random_states")) is not None:
+            checkpoint.restore_random_state(states[world().rank])
         # An older checkpoint has no such key; a source of rows needs none.
         self.source.load_state_dict(kept.state.get("source", {}))
         if self.work.algorithm.memory is not None:
@@ -251,11 +267,16 @@ class Saver:
             # Lines of steps that were taken after the checkpoint: the run writes them again.
             self.folder.truncate_after(kept.step, measured=self.state.is_measured)
             self._say_missing_steps()
-        # A sum over threads is cut into as many parts as there are threads.
-        threads, before = torch.get_num_threads(), kept.state.get("threads")
-        if before is not None and before != threads:
+        if before != now:
             self.progress.say(
-                f"{self.folder.name}: torch had {before} threads and has {threads} now: sums round differently, so "
+                f"{self.folder.name}: {before} processes saved it and {now} go on: the same steps on the same rows, "
+                "equal to rounding and not bit for bit"
+            )
+        # A sum over threads is cut into as many parts as there are threads.
+        threads, had = torch.get_num_threads(), kept.state.get("threads")
+        if had is not None and had != threads:
+            self.progress.say(
+                f"{self.folder.name}: torch had {had} threads and has {threads} now: sums round differently, so "
                 "that this run need not equal an uninterrupted one bit for bit"
             )
         self.progress.say(f"{self.folder.name}: goes on after step {kept.step} of {self.source.steps}")

@@ -23,6 +23,7 @@ from posttrain.models.folders import loading
 from posttrain.models.folders.loading import LoadedModel
 from posttrain.models.folders.own_code import ModelCode, folder_code
 from posttrain.models.folders.source import require_name
+from posttrain.parallel.calls import driven
 from posttrain.report import write_report
 from posttrain.runs.folder import RunFolder, remove_results
 from posttrain.runs.showing import Shown, showing
@@ -33,7 +34,7 @@ from posttrain.training.interrupts import ending_signals
 from posttrain.training.on_step import OnStep, require_callable
 from posttrain.training.order import stream_seed
 from posttrain.training.provenance import now
-from posttrain.training.run_record import Timed, begin_run, how_it_ended
+from posttrain.training.run_record import Timed, begin_run, how_it_ended, of_main
 from posttrain.training.run_result import Run
 from posttrain.training.session_inputs import examples_of, held_out_of, require_model, rewards_of, stage_of, with_data
 from posttrain.training.session_suites import ask_start, suites_of, write_tables
@@ -106,6 +107,9 @@ def train(
     same name, but of other settings, data or start, is kept as `<stage>.1` and so on. SIGTERM and SIGHUP end the run as
     Ctrl-C does: after the step under way, with a checkpoint (in the main thread, which alone hears of signals).
 
+    Under torch.distributed every rank calls this with the same arguments: rank 0 keeps the folder, all of them train,
+    and a loaded model is trained on each.
+
     Args:
         stage: SFT(...), DPO(...), Preference("simpo", ...); or what a recipe writes: "dpo", {"method": "dpo", ...}.
         model: what `load` gave, or a name that it takes.
@@ -143,7 +147,7 @@ def train(
     checked_seed(seed)
     checked_seed(split_seed)
     checked_flag("fresh", fresh)
-    with showing(progress, in_logs=True) as shown:
+    with showing(of_main(progress), in_logs=True) as shown, ending_signals():
         ctx = StageContext(
             stage,
             model,
@@ -157,14 +161,21 @@ def train(
             split_seed=split_seed,
             on_step=on_step,
         )
-        return _train(ctx, RunSuites(run, suites, seed), fresh)
+        asked = RunSuites(run, suites, seed)
+        return driven(lambda: _train(ctx, asked, fresh), own=_own(ctx, suites))
+
+
+def _own(ctx: StageContext[TrainingStage], suites: Sequence[SuiteSettings]) -> tuple[Any, ...]:
+    """What every rank of a job was given itself, and what rank 0 therefore need not send: it may not be able to."""
+    start = (ctx.start, ctx.start.model, ctx.start.tokenizer) if isinstance(ctx.start, LoadedModel) else ()
+    return (ctx.progress, ctx.stage, *start, ctx.examples, ctx.held_out, *ctx.rewards, *suites)
 
 
 def _train(ctx: StageContext[TrainingStage], asked: RunSuites, fresh: bool) -> Run:
     """The stage with the records of its run folder, from the first to the report."""
     run = asked.run
     stage, folder = ctx.stage, ctx.folder
-    with ending_signals(), run.locked(ctx.progress.say):
+    with run.locked(ctx.progress.say):
         if run.exists:
             run.require_known(run.run())  # before anything is cleared
         if fresh and folder.exists:

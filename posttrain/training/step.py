@@ -5,57 +5,45 @@
         out = loss(policy(micro), reference, micro, denominator)
         out.loss.backward()                        # micro-batches add up to the step's gradient
 
-The same trees give the same gradient whatever the budget. An objective whose trees have to know of each other (its
-`coupling`) is measured once before, without gradients, and each tree's loss reads the statistics of the whole step.
+The same trees give the same gradient whatever the budget, and however many processes share them. An objective whose
+trees have to know of each other (its `coupling`) is measured once before, without gradients, and each tree's loss reads
+the statistics of the whole step.
+
+Of several processes each calls these functions with all of the step's trees, computes its share, and gets the figures
+of the whole step back. Gradients are of its share alone until `sum_gradients` has added them up.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import accumulate as running_sums
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from posttrain.data.micro import Micro, alike, checked_alike, planned
 from posttrain.data.mismatch import mismatched
-from posttrain.data.trees import collate, count, packed, to_device
-from posttrain.diagnostics.metrics import merge
+from posttrain.data.trees import collate, count, to_device
 from posttrain.errors import ConfigError, TrainingError
 from posttrain.losses.responses import Responses, StepStatistics
 from posttrain.models.tree.model import TreeModel
-from posttrain.models.tree.router import router_metrics, summed
-from posttrain.outputs import LossOutput, Metric, Routing, Scores, TokenLogprobs, Total
+from posttrain.models.tree.router import summed
+from posttrain.outputs import LossOutput, Routing, Scores, TokenLogprobs
+from posttrain.parallel.gradients import sum_gradients
+from posttrain.parallel.world import world
+from posttrain.training.measured import Gathered, Measured, on_cpu
 from posttrain.training.objectives import Algorithm
 from posttrain.training.optimizer import non_finite
 from posttrain.training.order import Order, stream
-from posttrain.types import Batch, Count, RowRef, TokenTree
-
-BY_SOURCE = ("loss", "reward_accuracy", "reward_margin", "step_accuracy", "supervised_tokens", "rows")
-"""The metrics that a mixture has for each source as well; all of them would be a hundred curves."""
+from posttrain.types import Batch, Count, TokenTree
 
 
 class Reference(Protocol):
     """The policy's start: log-probs [N] of a batch's trained tokens, without gradient."""
 
     def logprobs(self, batch: Batch) -> Tensor: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What trees were worth under a policy.
-
-    Measured(metrics={"loss": Mean(5.5, 8)}, per_tree={"rewards_chosen": [...]}, rows=(RowRef("pairs.jsonl", 1), ...))
-    """
-
-    metrics: dict[str, Metric]
-    per_tree: dict[str, list[float]] = field(default_factory=dict)
-    """One value per tree, in the order of `rows`."""
-    rows: tuple[RowRef, ...] = ()
-    tokens: int = 0
-    """All tokens that went through the model, prompts included, each once."""
 
 
 Tick = Callable[[int], None]
@@ -74,19 +62,20 @@ def accumulate(
     seed: int = 0,
     tick: Tick = lambda tokens: None,
 ) -> Measured:
-    """Add the step's gradient to the policy's parameters.
+    """Add the step's gradient to the policy's parameters; of several processes, each ends with the whole step's.
 
     Args:
+        trees: of the whole step, on every rank.
         step: from 0; names the step in errors, and with the seed what is drawn for it.
         seed: the run's.
-        tick: called with the tokens of each finished micro-batch.
+        tick: called with the tokens of each micro-batch that this process has finished.
 
     Raises:
         NonFiniteError: a micro-batch's loss is NaN or infinite; its rows are named and nothing has been updated.
         TrainingError: the loss is a constant.
     """
 
-    def backward(loss: Tensor, batch: Batch) -> None:
+    def check(loss: Tensor, batch: Batch) -> None:
         # Before the backward pass: one NaN would spoil what the step's other micro-batches have added up so far.
         if not torch.isfinite(loss):
             raise non_finite(["loss"], step, [str(row) for row in batch.rows])
@@ -97,11 +86,25 @@ def accumulate(
                 found="a loss without a gradient",
                 remedy="look which columns the loss is made of (`choices`) and which parameters train (`adapter`)",
             )
+
+    def backward(loss: Tensor, batch: Batch) -> None:
+        with checked_alike(policy.is_sharded, "the loss"):
+            check(loss, batch)
         loss.backward()
 
     statistics = _statistics(policy, reference, algorithm, trees, tokens_per_microbatch, seed, (0, step))
     routing = step_routing(policy, algorithm, trees, tokens_per_microbatch)
-    return _run(policy, reference, algorithm, trees, tokens_per_microbatch, statistics, backward, tick, routing)
+    measured = _run(policy, reference, algorithm, trees, tokens_per_microbatch, statistics, backward, tick, routing)
+    sum_gradients(_summed_here(policy, algorithm), world())
+    return measured
+
+
+def _summed_here(policy: TreeModel, algorithm: Algorithm) -> list[nn.Parameter]:
+    """The parameters whose gradients are still of this rank's share: those of a sharded model FSDP2 has summed in the
+    backward pass, but for a head beside it."""
+    head = algorithm.wants.value_head
+    own = [] if policy.is_sharded else list(policy.model.parameters())
+    return own if head is None else [*own, *head.parameters()]
 
 
 def replay(
@@ -115,7 +118,8 @@ def replay(
     step: int,
     seed: int,
 ) -> Measured:
-    """The step once more, with `finish(loss, batch)` in the place of the backward pass of each micro-batch.
+    """This rank's share of the step once more, with `finish(loss, batch)` in the place of the backward pass of each
+    micro-batch; what it gives is of that share alone.
 
     What the algorithm keeps from step to step is left as it was.
     """
@@ -123,7 +127,9 @@ def replay(
     kept = None if memory is None else memory.state_dict()
     try:
         statistics = _statistics(policy, reference, algorithm, trees, tokens_per_microbatch, seed, (0, step))
-        return _run(policy, reference, algorithm, trees, tokens_per_microbatch, statistics, finish, lambda tokens: None)
+        given = (policy, reference, algorithm, trees, tokens_per_microbatch)
+        # By itself: `finish` may leave in the middle of a share, at a place that no other rank comes to.
+        return _share(*given, statistics, finish, lambda tokens: None).merged()
     finally:
         if memory is not None and kept is not None:
             memory.load_state_dict(kept)
@@ -152,10 +158,10 @@ def measure(
 def step_count(trees: Sequence[TokenTree]) -> Count:
     """What the step trains on, over all ranks, before any forward: every loss of it divides by this.
 
-    The one place where counts of ranks are added up. A rank that divided by its own count would weigh its rows by how
-    few it happens to have.
+    trees: of the whole step, which every rank knows. A rank that divided by the count of its own share would weigh its
+    rows by how few it happens to have.
     """
-    return Count.summed([count(trees)])  # one process is one rank
+    return count(trees)
 
 
 def router_term(algorithm: Algorithm, given: TokenLogprobs | Scores, step: Routing | None = None) -> Tensor | float:
@@ -176,12 +182,19 @@ def step_routing(
     """
     if algorithm.router is None:
         return None
-    members = packed(trees, tokens_per_microbatch)
-    if len(members) == 1:
+    micros = planned(trees, tokens_per_microbatch, is_sharded=policy.is_sharded)
+    if world().is_alone and len(micros) == 1:
         return None
-    # Without gradients and without the vocabulary: routing needs the backbone's pass alone.
-    parts = (policy.routing(collate([trees[index] for index in micro])) for micro in members)
-    return summed([part for part in parts if part is not None])
+    parts: list[Routing] = []
+    with alike(policy.is_sharded, "the routing of the step"):
+        for micro in micros:
+            # Without gradients and without the vocabulary: routing needs the backbone's pass alone.
+            part = policy.routing(collate([trees[index] for index in micro.members]))
+            parts += [part] if part is not None and not micro.idle else []
+    # A rank that had no tree has no routing either.
+    of_ranks = [part.to("cpu") for part in world().gather(on_cpu(summed(parts))) if part is not None]
+    total = summed(of_ranks)
+    return None if total is None else total.to(policy.device)
 
 
 def start_loss(
@@ -218,16 +231,16 @@ def _statistics(
     if coupling is None:
         return None
     measured = mismatched_trees(trees, seed, place) if coupling.mismatched else trees
-    members = packed(measured, tokens_per_microbatch)
+    micros = planned(measured, tokens_per_microbatch, is_sharded=policy.is_sharded)
     # The loss then measures its own batch, with the forward pass that it makes anyway.
-    if len(members) == 1 and not coupling.mismatched and memory is None:
+    if world().is_alone and len(micros) == 1 and not coupling.mismatched and memory is None:
         return None
     parts: list[dict[str, Tensor]] = []
-    for _, batch, reference_N in _micro_batches(policy, reference, measured, members):
-        parts.append(coupling.observe(Responses.of(policy(batch, algorithm.wants), reference_N, batch), {}))
-    # Packing reorders trees; statistics go back to the step's own order, by which each micro-batch picks its part.
-    back = torch.tensor([index for micro in members for index in micro], device=policy.device).argsort()
-    observed = {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}
+    with alike(policy.is_sharded, "the statistics of the step"):
+        for micro, batch, reference_N in _micro_batches(policy, reference, measured, micros):
+            part = coupling.observe(Responses.of(policy(batch, algorithm.wants), reference_N, batch), {})
+            parts += [] if micro.idle else [part]
+    observed = _in_order(parts, [index for micro in micros if not micro.idle for index in micro.members], policy.device)
     if memory is None:
         return coupling.reduce(observed)
     # Held-out rows must leave the memory alone, or how often a run is measured would change what it learns.
@@ -235,11 +248,19 @@ def _statistics(
     return memory.statistics(observed, stream(seed, "filter", *place) if training else None)
 
 
+def _in_order(parts: Sequence[Mapping[str, Tensor]], indices: Sequence[int], device: torch.device) -> dict[str, Tensor]:
+    """Values per tree of all ranks' parts, in the step's own order, by which each micro-batch picks its part."""
+    own = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]} if parts else {}
+    ranks = [(indices_of, values) for indices_of, values in world().gather((list(indices), own)) if indices_of]
+    back = torch.tensor([index for indices_of, _ in ranks for index in indices_of]).argsort()
+    return {name: torch.cat([values[name] for _, values in ranks])[back].to(device) for name in ranks[0][1]}
+
+
 def _micro_batches(
-    policy: TreeModel, reference: Reference | None, trees: Sequence[TokenTree], members: list[list[int]]
-) -> Iterator[tuple[list[int], Batch, Tensor | None]]:
-    for micro in members:
-        batch = to_device(collate([trees[index] for index in micro]), policy.device)
+    policy: TreeModel, reference: Reference | None, trees: Sequence[TokenTree], micros: Sequence[Micro]
+) -> Iterator[tuple[Micro, Batch, Tensor | None]]:
+    for micro in micros:
+        batch = to_device(collate([trees[index] for index in micro.members]), policy.device)
         yield micro, batch, None if reference is None else reference.logprobs(batch)
 
 
@@ -254,44 +275,43 @@ def _run(
     tick: Tick,
     routing: Routing | None = None,
 ) -> Measured:
+    """The whole step, each rank its share; its figures on every rank."""
+    given = (policy, reference, algorithm, trees, tokens_per_microbatch)
+    with alike(policy.is_sharded, "the step"):
+        own = _share(*given, statistics, finish, tick, routing)
+    return own.measured()
+
+
+def _share(
+    policy: TreeModel,
+    reference: Reference | None,
+    algorithm: Algorithm,
+    trees: Sequence[TokenTree],
+    tokens_per_microbatch: int,
+    statistics: StepStatistics | None,
+    finish: Callable[[Tensor, Batch], None],
+    tick: Tick,
+    routing: Routing | None = None,
+) -> Gathered:
+    """This rank's micro-batches."""
     # Once for the whole step: divided by its own count, a micro-batch of few tokens would weigh as much as a full one.
     denominator = step_count(trees)
-    metrics: list[dict[str, Metric]] = []
-    of_part: dict[str, list[Mapping[str, Metric]]] = {}
-    per_tree: dict[str, list[float]] = {}
-    rows: list[RowRef] = []
-    routings: list[Routing] = []
-    tokens = 0
-    for micro, batch, reference_N in _micro_batches(policy, reference, trees, packed(trees, tokens_per_microbatch)):
+    gathered = Gathered()
+    for micro, batch, reference_N in _micro_batches(
+        policy, reference, trees, planned(trees, tokens_per_microbatch, is_sharded=policy.is_sharded)
+    ):
         logprobs = policy(batch, algorithm.wants)
         if statistics is None:
             out = algorithm.loss(logprobs, reference_N, batch, denominator)
         else:
-            own = {name: values_P[micro] for name, values_P in statistics.items()}
+            own = {name: values_P[micro.members] for name, values_P in statistics.items()}
             out = algorithm.loss(logprobs, reference_N, batch, denominator, statistics=own)
-        finish(out.loss + router_term(algorithm, logprobs, routing), batch)
-        routings += [logprobs.routing.detach()] if logprobs.routing is not None else []
-        metrics.append(out.metrics)
-        if (part := trees[micro[0]].part) is not None:  # a micro-batch is of one source
-            of_part.setdefault(part, []).append({**out.metrics, "rows": Total(len(micro))})
-        for name, values_P in out.per_tree.items():
-            per_tree.setdefault(name, []).extend(values_P.tolist())
-        rows.extend(batch.rows)
-        size = int(batch.input_ids_T.shape[0])
-        tokens += size
-        tick(size)
-    balanced = router_metrics(summed(routings))
-    return Measured({**merge(metrics), **balanced, **by_source(of_part)}, per_tree, tuple(rows), tokens)
-
-
-def by_source(of_part: Mapping[str, Sequence[Mapping[str, Metric]]]) -> dict[str, Metric]:
-    """The metrics of each source of a mixture under its name: {"loss/maths": Mean(5.5, 8), "rows/maths": Total(21)}."""
-    return {
-        f"{name}/{part}": metric
-        for part, metrics in of_part.items()
-        for name, metric in merge(metrics).items()
-        if name in BY_SOURCE
-    }
+        loss = out.loss + router_term(algorithm, logprobs, routing)
+        finish(loss * 0.0 if micro.idle else loss, batch)
+        if not micro.idle:
+            gathered.add(out, logprobs.routing, batch, trees[micro.members[0]].part)
+            tick(int(batch.input_ids_T.shape[0]))
+    return gathered
 
 
 def slices(trees: int, size: int, algorithm: Algorithm) -> list[tuple[int, int]]:

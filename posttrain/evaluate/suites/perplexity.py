@@ -21,15 +21,18 @@ from torch import nn
 from posttrain.config.suite_settings import without_empty_stop
 from posttrain.config.suites import PerplexitySuite
 from posttrain.data.encode import Encoder
+from posttrain.data.micro import alike, planned
 from posttrain.data.questions import Question, questions
 from posttrain.data.tree_key import make_tree
-from posttrain.data.trees import collate, pack
+from posttrain.data.trees import collate
 from posttrain.data.write import write_jsonl
 from posttrain.errors import ResumeError, RowError
 from posttrain.evaluate.asking import Figures, SuiteRun, baseline_path
 from posttrain.evaluate.figures import perplexity, perplexity_change
 from posttrain.evaluate.suites.answers import GREEDY
 from posttrain.models.tree.logprobs import Policy
+from posttrain.parallel.calls import everywhere
+from posttrain.parallel.world import world
 from posttrain.rollout.engine import Engine, FinishReason
 from posttrain.runs.files import read_jsonl
 from posttrain.runs.folder import answers_path
@@ -137,35 +140,45 @@ def given_answers(suite: Perplexity, encoder: Encoder) -> list[FixedAnswer]:
 class FixedAnswerScorer:
     """How likely a model finds fixed answers.
 
-    It scores by token trees where they are proven on these answers to give what each row alone gives.
+    It scores by token trees where they are proven on these answers to give what each row alone gives. Of several ranks
+    each scores its share; where rank 0 drives, the model has to be of its `own`.
     """
 
     def __init__(self, model: nn.Module):
-        self._policy = Policy(model)
-        self._vocabulary = int(self._policy.causal_lm.config.get_text_config().vocab_size)
+        self._model = model
 
     def nats(self, answers: Sequence[FixedAnswer]) -> list[float]:
         """Minus the log-prob of each answer's ids, in the answers' order."""
-        trees = [_tree(answer) for answer in answers]
-        place = {id(tree): index for index, tree in enumerate(trees)}
-        nats = [0.0] * len(trees)
-        with torch.no_grad():
-            if trees:
-                # The tree path is fast and this is where its figures are used, so it is proven on these very answers.
-                self._policy.prove(trees, gradient=False)
-            for micro in pack(trees, self._budget()):
-                batch = collate(micro)
-                logprobs_N = self._policy(batch).logprobs_N.double().cpu()
-                totals = torch.zeros(len(micro), dtype=torch.float64).index_add_(0, batch.branch_N, logprobs_N)
-                for tree, total in zip(micro, totals.tolist(), strict=True):
-                    nats[place[id(tree)]] = -total
-        return nats
+        return everywhere(_nats, self._model, tuple(answers))
 
-    def _budget(self) -> int:
-        if self._policy.path == "tree":
-            return TOKENS_PER_MICROBATCH
-        # The padded path holds logits of the whole vocabulary at every token; a budget in tokens does not bound them.
-        return max(1, min(TOKENS_PER_MICROBATCH, LARGEST_LOGITS // self._vocabulary))
+
+@torch.no_grad()
+def _nats(model: nn.Module, answers: Sequence[FixedAnswer]) -> list[float]:
+    """See `FixedAnswerScorer.nats`; every rank's part of it."""
+    policy = Policy(model)
+    trees = [_tree(answer) for answer in answers]
+    nats: dict[int, float] = {}
+    if trees:
+        # The tree path is fast and this is where its figures are used, so it is proven on these very answers.
+        policy.prove(trees, gradient=False)
+    with alike(policy.is_sharded, "scoring fixed answers"):
+        for micro in planned(trees, _budget(policy), is_sharded=policy.is_sharded):
+            batch = collate([trees[index] for index in micro.members])
+            logprobs_N = policy(batch).logprobs_N.double().cpu()
+            totals = torch.zeros(len(micro.members), dtype=torch.float64).index_add_(0, batch.branch_N, logprobs_N)
+            nats |= {} if micro.idle else dict(zip(micro.members, (-totals).tolist(), strict=True))
+    found: dict[int, float] = {}
+    for own in world().gather(nats):
+        found |= own
+    return [found[index] for index in range(len(trees))]
+
+
+def _budget(policy: Policy) -> int:
+    if policy.path == "tree":
+        return TOKENS_PER_MICROBATCH
+    # The padded path holds logits of the whole vocabulary at every token; a budget in tokens does not bound them.
+    vocabulary = int(policy.causal_lm.config.get_text_config().vocab_size)
+    return max(1, min(TOKENS_PER_MICROBATCH, LARGEST_LOGITS // vocabulary))
 
 
 # ---------------------------------------------------------------- the kept file

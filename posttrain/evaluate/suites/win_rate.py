@@ -26,16 +26,17 @@ from posttrain.data.questions import Question, questions
 from posttrain.data.write import write_jsonl
 from posttrain.errors import DataError, ResumeError
 from posttrain.evaluate.asking import Figures, SuiteRun, general_figures, write_answers
-from posttrain.evaluate.reward_scorers import RewardScorer, open_scorer
+from posttrain.evaluate.reward_scorers import open_scorer
 from posttrain.evaluate.suites.answers import GREEDY
 from posttrain.intervals import Score, mean, unbounded
 from posttrain.models.folders.loading import resolve
 from posttrain.models.folders.manifest import folder_fingerprint
+from posttrain.parallel.calls import everywhere
 from posttrain.runs.folder import answers_path, read_answers
 from posttrain.runs.progress import Progress
 from posttrain.runs.records.evaluation import AnswerLine, Figure, figures_of
 from posttrain.sampling import SamplingDistribution
-from posttrain.types import Example
+from posttrain.types import Example, Message
 
 METRICS = ("win_rate", "reward")
 """What the judge says; the other figures describe the answers, whoever judges."""
@@ -122,13 +123,12 @@ def judge_answers(
 
 
 class _Judge:
-    """The reward model, loaded when something is to be scored that it has not scored before."""
+    """The reward model, loaded when something is to be scored that it has not scored before; on every rank of a job."""
 
     def __init__(self, suite: WinRate, model: str, device: str, progress: Progress):
         self.suite, self.model, self.device, self.progress = suite, model, device, progress
         # By content: a judge that was trained anew under the same path judges anew.
         self.key = folder_fingerprint(resolve(model).folder)
-        self._scorer: RewardScorer | None = None
 
     def rewarded(self, folder: Path) -> list[AnswerLine]:
         """The answers kept in a folder with this judge's rewards; new ones are written there."""
@@ -136,10 +136,9 @@ class _Judge:
         answers = _kept(folder, self.suite)
         if all(answer.judge == self.key for answer in answers):
             return answers
-        self._scorer = self._scorer or open_scorer(self.model, device=self.device)
         prompts = [question.prompt for question in self.suite.questions for _ in range(self.suite.samples_per_prompt)]
         with self.progress.phase(f"{self.suite.name}: rewards", total=len(answers), unit="answers") as phase:
-            rewards = self._scorer.score(prompts, [answer.completion for answer in answers])
+            rewards = everywhere(_rewards, self.model, self.device, prompts, [answer.completion for answer in answers])
             phase.advance(len(answers), tokens=sum(answer.tokens or 0 for answer in answers))
         if not all(map(math.isfinite, rewards)):
             raise DataError(
@@ -154,6 +153,11 @@ class _Judge:
         ]
         write_jsonl(path, (answer.to_json() for answer in scored))
         return scored
+
+
+def _rewards(model: str, device: str, prompts: Sequence[Sequence[Message]], answers: Sequence[str]) -> list[float]:
+    """Every rank loads the judge, and scores its share."""
+    return open_scorer(model, device=device).score(prompts, answers)
 
 
 def _against(answer: AnswerLine, others: Sequence[AnswerLine]) -> float:

@@ -21,8 +21,9 @@ import torch
 from posttrain.arguments import checked_instance, checked_whole
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.given import Conversation, as_examples, as_messages
+from posttrain.data.micro import alike, planned
 from posttrain.data.reward_encode import Rated, RewardEncoder
-from posttrain.data.trees import collate, packed, to_device
+from posttrain.data.trees import collate, to_device
 from posttrain.errors import ConfigError, DataError
 from posttrain.losses.reward import response_tokens
 from posttrain.losses.reward_rule import Combine, RewardRule, combine
@@ -31,6 +32,7 @@ from posttrain.models.folders.own_code import ModelCode, folder_code
 from posttrain.models.reward.folders import RewardFolder, load_reward_folder
 from posttrain.models.tree.heads import ScoreModel
 from posttrain.outputs import Scores
+from posttrain.parallel.world import world
 from posttrain.types import Comparison, Demonstration, Example, Feedback, Message, RowRef, StepwiseFeedback, TokenTree
 
 TOKENS_PER_MICROBATCH = 4096
@@ -179,23 +181,33 @@ def score_trees(
     head: str | None = None,
     normalised: bool = False,
 ) -> list[Rating]:
-    """The rewards of encoded trees, in their order, with a reward per branch."""
+    """The rewards of encoded trees, in their order, with a reward per branch; on every rank, each scoring its share."""
     ratings: dict[int, Rating] = {}
-    for indices in packed(trees, tokens_per_microbatch):  # by length, so in another order than the trees'
-        batch = to_device(collate([trees[index] for index in indices]), model.device)
-        scores = model(batch)
-        tokens_B = response_tokens(batch).to(scores.scores_BH)
-        rewards_B = rule.rewards(scores.scores_BH, tokens_B, head=head, normalised=normalised).tolist()
+    with alike(model.is_sharded, "scoring"):
+        for micro in planned(trees, tokens_per_microbatch, is_sharded=model.is_sharded):
+            rated = _rated(model, rule, [trees[index] for index in micro.members], head=head, normalised=normalised)
+            ratings |= {} if micro.idle else dict(zip(micro.members, rated, strict=True))
+    found: dict[int, Rating] = {}
+    for own in world().gather(ratings):
+        found |= own
+    return [found[index] for index in range(len(trees))]
 
-        first = 0
-        for index in indices:
-            tree = trees[index]
-            last = first + len(tree.branches)
-            lengths = tuple(len(branch.ids) for branch in tree.branches)
-            steps = _steps(scores, range(first, last))
-            ratings[index] = Rating(tree.row, tuple(rewards_B[first:last]), lengths, steps)
-            first = last
-    return [ratings[index] for index in range(len(trees))]
+
+def _rated(
+    model: ScoreModel, rule: RewardRule, trees: Sequence[TokenTree], *, head: str | None, normalised: bool
+) -> list[Rating]:
+    """Of one micro-batch."""
+    batch = to_device(collate(trees), model.device)
+    scores = model(batch)
+    tokens_B = response_tokens(batch).to(scores.scores_BH)
+    rewards_B = rule.rewards(scores.scores_BH, tokens_B, head=head, normalised=normalised).tolist()
+    ratings, first = [], 0
+    for tree in trees:
+        last = first + len(tree.branches)
+        lengths = tuple(len(branch.ids) for branch in tree.branches)
+        ratings.append(Rating(tree.row, tuple(rewards_B[first:last]), lengths, _steps(scores, range(first, last))))
+        first = last
+    return ratings
 
 
 def _steps(scores: Scores, branches: range) -> tuple[tuple[float, ...], ...] | None:

@@ -37,6 +37,28 @@ class StageEntry(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class Restart(Record):
+    """All processes of a run were started again, after one had failed.
+
+    Restart("2026-03-01T12:00:00+00:00", rank=2, phase="`score`, at 12 of 30 steps of grpo: training",
+            problem="the process was killed by SIGKILL")
+    """
+
+    time: str
+    rank: int | None
+    """Which failed; None where it left no word and nobody else could tell."""
+    phase: str | None
+    problem: str | None
+
+    @property
+    def said(self) -> str:
+        """rank 2 (`score`, at 12 of 30 steps of grpo: training): the process was killed by SIGKILL"""
+        if self.rank is None:
+            return "the cause is not known"
+        return f"rank {self.rank} ({self.phase}): {self.problem}"
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord(WholeFile):
     """run.json.
 
@@ -59,6 +81,10 @@ class RunRecord(WholeFile):
     stages: tuple[StageEntry, ...]
     """In the recipe's order."""
     ended: str | None = optional_key()
+    processes: int | None = optional_key()
+    """How many shared the work, where it were several."""
+    restarts: tuple[Restart, ...] | None = optional_key()
+    """Since the run began."""
     more: Mapping[str, Any] = other_keys()
 
     @property

@@ -40,13 +40,15 @@ def plan_before_loading(parameters: int, adapter: AdapterSettings | None, device
     return MemoryPlan(tuple(items), available_bytes(device))
 
 
-def require_room(folder: Path, adapter: AdapterSettings | None, device: torch.device) -> None:
+def require_room(folder: Path, adapter: AdapterSettings | None, device: torch.device, ranks: int = 1) -> None:
     """Refuse a model whose weights, gradients and moments are more than the memory that is free.
+
+    ranks: that share the model; each has a part.
 
     Raises:
         MemoryLimitError: with the parts of the plan.
     """
-    memory = plan_before_loading(parameters_in(folder), adapter, device)
+    memory = plan_before_loading(-(-parameters_in(folder) // ranks), adapter, device)
     if not memory.fits:
         smaller = "train a LoRA adapter instead of all weights, `adapter: {rank: 16}`"
         raise MemoryLimitError(

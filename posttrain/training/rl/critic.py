@@ -14,12 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from posttrain.config.settings import OptimizerSettings, Schedule
-from posttrain.data.trees import collate, pack, to_device
-from posttrain.diagnostics.metrics import merge
+from posttrain.data.micro import alike, checked_alike, planned
+from posttrain.data.trees import collate, to_device
+from posttrain.diagnostics.metrics import merge, numbers
 from posttrain.losses.value import value_loss
 from posttrain.models.tree.logprobs import Policy
 from posttrain.models.tree.value import ValueModel
 from posttrain.outputs import Mean, Metric
+from posttrain.parallel.gradients import sum_gradients
+from posttrain.parallel.world import world
 from posttrain.training.optimizer import Optimizer, non_finite
 from posttrain.training.step import step_count
 from posttrain.types import Batch, TokenTree
@@ -102,6 +105,7 @@ class Critic:
         self.model = model
         self.clip = clip
         self._tokens = tokens_per_microbatch
+        model.settle()
         self._optimizer = Optimizer(
             model.model, settings, learning_rate=learning_rate, schedule=schedule, steps=updates
         )
@@ -120,13 +124,18 @@ class Critic:
         # Over the whole update, or micro-batches of different sizes would weigh their tokens differently.
         total = step_count(trees)
         parts: list[dict[str, Metric]] = []
-        for micro in pack(trees, self._tokens):
-            batch = to_device(collate(micro), self.model.device)
-            out = value_loss(self.model(batch), batch, total, clip=self.clip)
-            # Before its backward pass: a NaN in the gradients would otherwise look like one of the optimizer.
-            if not torch.isfinite(out.loss):
-                raise non_finite(["value loss"], index, [str(row) for row in batch.rows])
-            out.loss.backward()
-            parts.append(out.metrics)
+        with alike(self.model.is_sharded, "the value model's update"):
+            for micro in planned(trees, self._tokens, is_sharded=self.model.is_sharded):
+                batch = to_device(collate([trees[place] for place in micro.members]), self.model.device)
+                out = value_loss(self.model(batch), batch, total, clip=self.clip)
+                # Before its backward pass: a NaN in the gradients would otherwise look like one of the optimizer.
+                with checked_alike(self.model.is_sharded, "the value loss"):
+                    if not torch.isfinite(out.loss):
+                        raise non_finite(["value loss"], index, [str(row) for row in batch.rows])
+                (out.loss * 0.0 if micro.idle else out.loss).backward()
+                parts += [] if micro.idle else [out.metrics]
+        if not self.model.is_sharded:
+            sum_gradients(self.model.model.parameters(), world())
         update = self._optimizer.step(index, [str(tree.row) for tree in trees])
-        return {**merge(parts), "value_grad_norm": Mean(update.grad_norm, 1)}
+        metrics = merge(part for own in world().gather([numbers(merge(parts))]) for part in own)
+        return {**metrics, "value_grad_norm": Mean(update.grad_norm, 1)}

@@ -21,6 +21,7 @@ from torch import nn
 
 from posttrain.config.online import SamplingStage
 from posttrain.outputs import Mean, Metric
+from posttrain.parallel.world import world
 from posttrain.rewards.rubric import Rubric
 from posttrain.rewards.scorer import Sampled
 from posttrain.rollout.engine import FinishReason
@@ -118,7 +119,8 @@ class Examiner:
         step, score = self.best
         path = self._path(step)
         # By content: a file of that name may be of another attempt that went on from the same checkpoint.
-        if step != self._last and not (path.exists() and _hash(path) == self._best_hash):
+        is_there = world().agreed(lambda: path.exists() and _hash(path) == self._best_hash)
+        if step != self._last and not is_there:
             self._lost(step, score, path)
             return
         self._folder.write_stage(best=BestExamination(step, score))
@@ -180,18 +182,22 @@ class Examiner:
             self._stopped = f"no better held-out score in {self._since} examinations; the best is {self.best[1]:.3f}"
 
     def _keep(self, step: int) -> None:
+        self._best_hash = world().agreed(lambda: self._save(step))
+
+    def _save(self, step: int) -> str:
         """Under a temporary name, then renamed: a kill leaves the file whole or not at all."""
         path = self._path(step)
         path.parent.mkdir(parents=True, exist_ok=True)
         writing = path.with_suffix(".writing")
         weights = {n: p.detach().cpu().contiguous() for n, p in self._model.named_parameters() if p.requires_grad}
         save_file(weights, writing)
-        self._best_hash = _hash(writing)
+        content = _hash(writing)
         os.replace(writing, path)
         # A run that resumes from an older checkpoint must find the best weights that this checkpoint names.
         wanted = {path, *(self._path(number) for number in self._of_checkpoints())}
         for old in set(path.parent.glob("step-*.safetensors")) - wanted:
             old.unlink()
+        return content
 
     def _of_checkpoints(self) -> list[int]:
         """Steps whose weights a checkpoint refers to as its best."""

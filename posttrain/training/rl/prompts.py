@@ -96,10 +96,18 @@ class PromptFile(PromptStore):
     def __init__(self, folder: Path):
         super().__init__()
         folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  it is open for as long as the prompts are
         weakref.finalize(self, self._file.close)
         self._ends = array("q", [0])
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The file has no name that another process could open: its content travels.
+        with self._lock:
+            self._file.seek(0)
+            content = self._file.read()
+        return _prompt_file, (self._folder, content, self._ends, self._lengths, self._digests, self._questions)
 
     def prompt(self, place: int, index: int) -> Prompt:
         start, end = self._ends[place], self._ends[place + 1]
@@ -115,6 +123,14 @@ class PromptFile(PromptStore):
         record = pickle.dumps((task, np.asarray(ids, dtype=np.int32).tobytes()), protocol=pickle.HIGHEST_PROTOCOL)
         self._file.write(record)
         self._ends.append(self._ends[-1] + len(record))
+
+
+def _prompt_file(folder: Path, content: bytes, ends: Any, lengths: Any, digests: Any, questions: Any) -> PromptFile:
+    """The store on another rank, which has a file of its own."""
+    store = PromptFile(folder)
+    store._file.write(content)
+    store._ends, store._lengths, store._digests, store._questions = ends, lengths, digests, questions
+    return store
 
 
 class Prompts(Sequence[Prompt]):

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from posttrain.advantages import TIE, reward_tensor
-from posttrain.data.trees import collate, packed, to_device
+from posttrain.data.micro import alike, planned
+from posttrain.data.trees import collate, to_device
+from posttrain.parallel.world import world
 from posttrain.rewards.rubric import Scored
 from posttrain.rewards.scorer import Sampled
 from posttrain.rollout.engine import Completion, FinishReason
@@ -219,6 +221,12 @@ class Rollout:
                 values_BL[place, : len(values_L)] = torch.from_numpy(values_L)
         return values_BL
 
+    def give_staleness(self) -> None:
+        """Every response that trains gets the column `staleness`, by which losses split what they measure."""
+        for steps, response in zip(self.staleness, self.responses, strict=True):
+            if response.trains:
+                response.give("staleness", np.full(response.completion.num_sampled, steps, dtype=np.float32))
+
     def put(self, name: str, values_BL: Tensor) -> None:
         """The other way: a column of every response that trains."""
         for values_L, response in zip(values_BL, self.responses, strict=True):
@@ -263,20 +271,27 @@ def fill(
     device: torch.device,
     *,
     everything: bool = False,
+    is_sharded: bool = False,
 ) -> None:
     """Give every response that trains the column `name`: what `call` says of each of its tokens, [N].
 
     Args:
         tokens: of a micro-batch.
         everything: give it to all that was sampled, whether it trains or not.
+        is_sharded: whether `call` passes a model that lies in parts on several processes.
     """
     parts = [part for group in rollout.groups for part in group.parts(tokens, everything=everything)]
     # The parts of a group and its trees are the same lists in the same order; values go back by that.
     trees = [tree for group in rollout.groups for tree in group.trees(tokens, everything=everything)]
-    for members in packed(trees, tokens):
-        values = call(to_device(collate([trees[index] for index in members]), device)).cpu()
-        # float64 survives where the policy computes in it, as invariance tests do.
-        values_N = values.numpy() if values.dtype == torch.float64 else values.float().numpy()
+    found: list[tuple[list[int], np.ndarray]] = []
+    with alike(is_sharded, f"the {name.replace('_', ' ')} of a rollout"):
+        for micro in planned(trees, tokens, is_sharded=is_sharded):
+            values = call(to_device(collate([trees[index] for index in micro.members]), device)).cpu()
+            # float64 survives where the policy computes in it, as invariance tests do.
+            values_N = values.numpy() if values.dtype == torch.float64 else values.float().numpy()
+            found += [] if micro.idle else [(micro.members, values_N)]
+    # Every rank gets all of it: advantages are made of the whole rollout, alike everywhere.
+    for members, values_N in (one for own in world().gather(found) for one in own):
         start = 0
         for response in (response for index in members for response in parts[index]):
             response.give(name, values_N[start : start + response.completion.num_sampled])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -31,6 +31,7 @@ from posttrain.models.tree.model import TreeModel
 from posttrain.rewards.scorer import RewardFunction, Scorer
 from posttrain.runs.folder import RunFolder, StageFolder
 from posttrain.runs.progress import Progress
+from posttrain.runs.quiet import QuietFolder
 from posttrain.runs.records.preflight import DecodedRow
 from posttrain.runs.records.stage import DataCounts, StageRecord
 from posttrain.training.checks.preflight import Check, Preflight
@@ -106,6 +107,12 @@ class StageContext(Generic[S_co]):
     suites: tuple[SuiteSettings, ...] = ()
     """What the recipe asks every policy, for a stage that chooses by it."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # To another rank, which writes nothing: what is called back, and the files' hashes, are rank 0's.
+        there = {"folder": QuietFolder(self.folder.path), "show_first": None, "on_step": None, "identity": None}
+        own = {one.name: getattr(self, one.name) for one in fields(self)}
+        return _stage_context, (own | there,)
+
     def say(self, *lines: str) -> None:
         """Each line, under the stage's name."""
         for line in lines:
@@ -113,6 +120,10 @@ class StageContext(Generic[S_co]):
 
     def doing(self, what: str) -> AbstractContextManager[None]:
         return self.progress.doing(f"{self.folder.name}: {what}")
+
+
+def _stage_context(own: dict[str, Any]) -> StageContext[Any]:
+    return StageContext(**own)
 
 
 # ---------------------------------------------------------------- what the functions hand to each other
@@ -230,6 +241,16 @@ class NotSaved:
 
     def wait(self) -> str:
         return f"{self.stage}: no model folder is written (`export: none`)"
+
+    def discard(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SavedByMain:
+    """What a save is on ranks other than 0."""
+
+    def wait(self) -> None:
+        return None
 
     def discard(self) -> None: ...
 

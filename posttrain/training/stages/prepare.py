@@ -12,10 +12,12 @@ from posttrain.config import TrainingStage, stage_fingerprint
 from posttrain.models.devices import device_of
 from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.folders.loading import LoadedModel
+from posttrain.models.tree.model import TreeModel
+from posttrain.parallel.world import world
 from posttrain.training.checks.memory import explain_out_of_memory, program_bytes
 from posttrain.training.checks.plan import enforce, fixed_memory, prove_weights
 from posttrain.training.identity import require_unchanged
-from posttrain.training.stages.kind import Prepared, StageContext, Subject
+from posttrain.training.stages.kind import Prepared, Proven, StageContext, Subject
 from posttrain.training.stages.speech import run_date
 from posttrain.training.stages.starts import resolve_start
 from posttrain.training.stages.table import training_kind
@@ -32,10 +34,11 @@ def prepare(ctx: StageContext[TrainingStage]) -> Prepared[Any]:
     """
     stage, folder = ctx.stage, ctx.folder
     kind, device = training_kind(stage), device_of(stage.compute.device)
-    start = resolve_start(stage, ctx.start, device)
+    with world().together("looking at the start model"):
+        start = resolve_start(stage, ctx.start, device)
     ctx.say(*start.notes)
     inputs = kind.inputs(ctx, start)
-    require_unchanged(ctx.identity)
+    world().agreed(lambda: require_unchanged(ctx.identity))
 
     # Asked before the model is there; afterwards it would count the model's own bytes as the program's.
     program = program_bytes(device, ctx.start.model if isinstance(ctx.start, LoadedModel) else None)
@@ -51,7 +54,7 @@ def prepare(ctx: StageContext[TrainingStage]) -> Prepared[Any]:
 
     subject = Subject(inputs, loaded, policy, kind.objective(ctx, inputs, policy), finite, program)
     with explain_out_of_memory(fixed_memory(policy), "the checks before step 1"):
-        proven = kind.checks(ctx, subject)
+        proven = _of_all(policy, kind.checks(ctx, subject))
     enforce(proven.preflight, stage, folder)
     sourced = kind.source(ctx, subject, proven)
 
@@ -80,5 +83,18 @@ def prepare(ctx: StageContext[TrainingStage]) -> Prepared[Any]:
         start_weights,
         sourced.reference_kind,
         start.merge,
-        run_date(folder),
+        world().agreed(lambda: run_date(folder)),
     )
+
+
+def _of_all(policy: TreeModel, proven: Proven) -> Proven:
+    """The checks as rank 0 has made them, and what every rank can do: machines differ, and a rank that took another
+    path, cut its rows otherwise or stopped alone would train another model."""
+    here = world()
+    if here.is_alone:
+        return proven
+    tokens = min(here.gather(proven.tokens_per_microbatch))
+    preflight, path = here.agreed(lambda: (proven.preflight, policy.path))
+    if policy.path != path:
+        policy.path = path
+    return Proven(preflight, tokens)

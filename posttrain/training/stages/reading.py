@@ -29,6 +29,7 @@ from posttrain.errors import DataError, EncodingError
 from posttrain.losses.pairwise import PAIRWISE
 from posttrain.losses.responses import has_ties, ties_error
 from posttrain.models.folders.export_files import SpokenPrompt
+from posttrain.parallel.world import world
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.records.logs import DroppedRow
 from posttrain.runs.records.preflight import DecodedRow
@@ -91,7 +92,8 @@ def read_rows(
     make_encoder: MakeEncoder = Encoder,
     categories: Callable[[Examples], Categories] | None = None,
 ) -> RowInputs:
-    """Read and encode a stage's rows, hold some of them out, and write dropped.jsonl.
+    """Read and encode a stage's rows, hold some of them out, and write dropped.jsonl. Of several ranks, rank 0 reads
+    and the others open the encoded rows that it has written.
 
     Args:
         categories: what kind each of the rows is; asked of those that may be held out.
@@ -99,6 +101,28 @@ def read_rows(
     Raises:
         DataError, EncodingError: a row, a file or the template cannot serve; no model has been loaded.
     """
+    found = world().agreed(lambda: _Travelling(_read_here(ctx, start, objective, make_encoder, categories)))
+    return replace(found.inputs, objective=objective)
+
+
+class _Travelling:
+    """Inputs on their way to the other ranks: without the objective, which is made of functions and known there."""
+
+    def __init__(self, inputs: RowInputs):
+        self.inputs = inputs
+
+    def __getstate__(self) -> dict[str, Any]:
+        unknown: Any = None
+        return {"inputs": replace(self.inputs, objective=unknown)}
+
+
+def _read_here(
+    ctx: StageContext[Any],
+    start: Start,
+    objective: Algorithm,
+    make_encoder: MakeEncoder,
+    categories: Callable[[Examples], Categories] | None,
+) -> RowInputs:
     stage: RowStage = ctx.stage
     encoder = _encoder(ctx, start, make_encoder)
     reader = _Reader(ctx, objective, encoder, categories)

@@ -23,6 +23,7 @@ from posttrain.evaluate.reward import PairScores, evaluate_reward, write_reward_
 from posttrain.evaluate.steps import StepScores, evaluate_steps, write_step_evaluation
 from posttrain.models.reward.scoring import Rating, score_trees
 from posttrain.models.tree.heads import HEAD, ScoreModel
+from posttrain.parallel.world import world
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
 from posttrain.training.order import stream_seed
@@ -82,7 +83,7 @@ def write_evaluation(
     )
     for finding in record.findings:
         progress.say(f"{folder.name}: {finding.message}; {finding.remedy}")
-    write_reward_evaluation(folder.path, record, scores, untrained=untrained)
+    world().agreed(lambda: write_reward_evaluation(folder.path, record, scores, untrained=untrained))
 
 
 # ---------------------------------------------------------------- pairs
@@ -180,7 +181,7 @@ def _write_steps(
         f"the first error found (or that there is none) in {figures['first_error_accuracy'].value:.1%} of "
         f"{record.responses:,} responses"
     )
-    write_step_evaluation(folder.path, record, scores, untrained=untrained)
+    world().agreed(lambda: write_step_evaluation(folder.path, record, scores, untrained=untrained))
 
 
 # ---------------------------------------------------------------- probes

@@ -14,6 +14,7 @@ from posttrain.models.folders.loading import LoadedModel
 from posttrain.models.reference import reference
 from posttrain.models.tree.logprobs import Policy
 from posttrain.models.tree.model import TreeModel
+from posttrain.parallel.world import world
 from posttrain.training.balance import balanced
 from posttrain.training.checks import of_rows, preflight
 from posttrain.training.checks.memory import explain_out_of_memory
@@ -65,6 +66,7 @@ def row_policy(ctx: StageContext[RowStage], inputs: RowInputs, device: torch.dev
         autocast=autocast_of(stage.compute.precision, device),
         dropout=keeps_dropout(ctx, inputs, loaded),
         activation_checkpointing=stage.compute.activation_checkpointing,
+        sharding=loaded.sharding,
     )
 
 
@@ -94,7 +96,7 @@ def row_source(ctx: StageContext[RowStage], subject: Subject[RowInputs, Learning
             # The proof before took the policy for its own reference; a cache that holds other numbers is found here.
             if ctx.stage.preflight.mode == "full":
                 identical = preflight.check_identity(subject.policy, start, objective, rows.rows)
-                checks = checks.with_check(identical)
+                checks = world().agreed(lambda: checks.with_check(identical))
                 enforce(checks, ctx.stage, ctx.folder)
     noun = "pairs" if objective.unit == "pairs" else "rows"
     order = order_of(ctx.stage, rows.rows, ctx.seed)

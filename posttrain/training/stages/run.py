@@ -1,12 +1,16 @@
 """One stage of any kind, from its first record to its last: a proven model folder, or rows for a later stage.
 
 outcome = run_stage(StageContext(stage, start, folder, seed=0, progress=progress))
+
+Of several processes, rank 0 begins the stage and writes its records; all of them train it, in lockstep. A stage that
+makes something else than a model runs on rank 0.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +19,8 @@ from posttrain.models.adapters.kinds import trainable_parameters
 from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.folders.loading import LoadedModel
 from posttrain.models.tree.model import TreeModel
+from posttrain.parallel.calls import OfMain, driven, everywhere
+from posttrain.parallel.world import world
 from posttrain.runs.heartbeat import Heartbeat
 from posttrain.runs.records.stage import ParameterCounts, StageRecord, StartModel
 from posttrain.training import checkpoint
@@ -24,7 +30,7 @@ from posttrain.training.loop import Loop
 from posttrain.training.provenance import environment, now
 from posttrain.training.stages.kind import OUTPUT_NAMES, Finished, Prepared, StageContext, TrainingKind
 from posttrain.training.stages.prepare import prepare
-from posttrain.training.stages.table import kind_of_stage
+from posttrain.training.stages.table import kind_of_stage, training_kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +55,7 @@ def run_stage(ctx: StageContext[Any], *, evaluate: Callable[[Any, Any], None] | 
     kind = kind_of_stage(ctx.stage)
     ctx = replace(ctx, resumed=_begin_records(ctx))
     if isinstance(kind, TrainingKind):
-        return _train_stage(ctx, kind, evaluate)
+        return everywhere(_train_stage, ctx, OfMain(evaluate))
     inputs = kind.inputs(ctx)
     require_unchanged(ctx.identity)
     counts = kind.make(ctx, inputs)
@@ -83,29 +89,28 @@ def _begin_records(ctx: StageContext[Any]) -> StageRecord:
     return record
 
 
-def _train_stage(
-    ctx: StageContext[Any], kind: TrainingKind[Any, Any, Any], evaluate: Callable[[Any, Any], None] | None
-) -> Outcome:
-    """Prepare, train, ask the suites while the export is read back, save."""
-    folder = ctx.folder
+def _train_stage(ctx: StageContext[Any], asked: OfMain[Callable[[Any, Any], None]]) -> Outcome:
+    """Prepare, train, ask the suites while the export is read back, save; every rank of a job is here."""
+    folder, kind, here = ctx.folder, training_kind(ctx.stage), world()
     # The pulse covers what may hang for hours: an engine, a reward, a step.
-    with Heartbeat(folder.path, ctx.progress, stall_after=ctx.stage.log.stall_after):
+    pulse = Heartbeat(folder.path, ctx.progress, stall_after=ctx.stage.log.stall_after)
+    with pulse if here.is_main else nullcontext():
         prepared = prepare(ctx)
         say_checks(prepared.preflight, folder.name, ctx.progress)
         folder.write_stage(**_facts(prepared))
         outcome = train(ctx, kind, prepared)
     # The save is read back in another process meanwhile, which costs a suite's time nothing.
-    pending = outcome.finished.pending
+    pending, evaluate = outcome.finished.pending, asked.value
+    model, tokenizer = outcome.policy.model, prepared.loaded.tokenizer
     try:
-        if evaluate is not None:
-            evaluate(outcome.policy.model, prepared.loaded.tokenizer)
+        driven(lambda: None if evaluate is None else evaluate(model, tokenizer), own=(model, tokenizer))
         with ctx.doing("reading the saved model back"):
-            saved = pending.wait()
+            saved = here.agreed(lambda: str(pending.wait()))
     except BaseException:
         # A folder that was not proven gets no name: the next stage would start from it.
         pending.discard()
         raise
-    ctx.progress.say(str(saved))
+    ctx.progress.say(saved)
     for warning in outcome.finished.warnings:
         ctx.progress.say(f"WARNING: {folder.name}: {warning}")
     # Only now: readers take `output` as the promise that the model is there and was read back.
@@ -113,7 +118,7 @@ def _train_stage(
         output=OUTPUT_NAMES[kind.outputs] if ctx.stage.keeps_output else None,
         steps=outcome.steps,
         # It was trained in place and may be passed to the next call: the next stage's start is known by this hash.
-        end_weights=weights_fingerprint(outcome.policy.model) if isinstance(ctx.start, LoadedModel) else None,
+        end_weights=weights_fingerprint(model) if isinstance(ctx.start, LoadedModel) else None,
     )
     return outcome
 

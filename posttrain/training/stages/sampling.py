@@ -16,6 +16,7 @@ from posttrain.models.reference import reference
 from posttrain.models.tree.logprobs import Policy
 from posttrain.models.tree.model import TreeModel
 from posttrain.models.tree.value import value_head, value_model
+from posttrain.parallel.world import world
 from posttrain.rewards import Rubric, resolve
 from posttrain.runs.records.stage import StageRecord
 from posttrain.training.balance import balanced
@@ -35,6 +36,8 @@ from posttrain.training.rl.learners import (
     PolicyGradient,
     SampledReference,
 )
+from posttrain.training.rl.main_engine import sampler_of_job
+from posttrain.training.rl.served import Surroundings
 from posttrain.training.rl.source import OnlineSource, Setup, sample
 from posttrain.training.rl.teacher import advantage_teacher, compared_with
 from posttrain.training.stages.kind import (
@@ -68,6 +71,7 @@ def sampling_policy(ctx: Sampling, inputs: SamplingInputs, device: torch.device)
         loaded.model,
         autocast=autocast_of(stage.compute.precision, device),
         activation_checkpointing=stage.compute.activation_checkpointing,
+        sharding=loaded.sharding,
     )
 
 
@@ -76,7 +80,11 @@ def sampling_objective(ctx: Sampling, inputs: SamplingInputs, policy: TreeModel)
     stage, tasks = ctx.stage, inputs.tasks
     assert isinstance(policy, Policy)
     with ctx.doing("loading the engine"):
-        sampler = engines.start(stage, policy, tasks.train[0].ids, tasks.longest, inputs.encoder.tokens.decode)
+        around = Surroundings(ctx.folder.path, inputs.encoder.tokenizer, ctx.start, ctx.say)
+        prompt, decode = tasks.train[0].ids, inputs.encoder.tokens.decode
+        sampler = sampler_of_job(
+            stage, policy, lambda: engines.start(stage, policy, prompt, tasks.longest, decode, around)
+        )
     weight = kl_weight(stage)
     against = compared_with(stage, policy, ctx.progress)
     head = value_head(policy) if stage.shares_value_backbone else None
@@ -85,10 +93,14 @@ def sampling_objective(ctx: Sampling, inputs: SamplingInputs, policy: TreeModel)
 
 
 def sampling_checks(ctx: Sampling, subject: Sampled) -> Proven:
-    with ctx.progress.phase(f"{ctx.folder.name}: preflight", unit="checks"):
-        proven = of_rollouts.prove(ctx, subject)
-    # Between proof and training the card is the trainer's; `check_recipe` trains nothing and gives it back.
     sampler = subject.learning.sampler
+    try:
+        with ctx.progress.phase(f"{ctx.folder.name}: preflight", unit="checks"):
+            proven = of_rollouts.prove(ctx, subject)
+    except BaseException:
+        sampler.close()  # servers of the stage's own would stay as long as a program that goes on after the error
+        raise
+    # Between proof and training the card is the trainer's; `check_recipe` trains nothing and gives it back.
     (sampler.close if ctx.proof_only else sampler.release)()
     return proven
 
@@ -119,7 +131,7 @@ def sampling_source(ctx: Sampling, subject: Sampled, proven: Proven) -> Sourced:
 def finish_sampling(ctx: Sampling, prepared: Prepared[SamplingInputs], measured: None, steps: int) -> Finished:
     # The export first: reading it back takes longer than the conclusion, and runs beside it.
     pending = export_policy(ctx, prepared, steps)
-    return Finished(pending, conclude(ctx.folder))
+    return Finished(pending, world().agreed(lambda: conclude(ctx.folder)))
 
 
 def keeps_the_same(stage: SamplingStage, record: StageRecord) -> bool:

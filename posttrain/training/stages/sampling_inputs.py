@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -15,6 +15,7 @@ from posttrain.config.online import SamplingStage
 from posttrain.data.encode import FINDINGS, CountedPrompts, Encoder
 from posttrain.errors import ConfigError
 from posttrain.models.folders.export_files import SpokenPrompt
+from posttrain.parallel.world import world
 from posttrain.rewards import Rubric, Scorer, resolve
 from posttrain.rewards.scorer import Asking, RewardFunction
 from posttrain.runs.records.stage import DataCounts
@@ -63,16 +64,32 @@ class RolloutLearning(Learning):
 
 
 def read_tasks(ctx: StageContext[SamplingStage], start: Start) -> SamplingInputs:
-    """Read the tasks, make prompts of them, and find the rewards.
+    """Read the tasks, make prompts of them, and find the rewards. Of several ranks, rank 0 reads and sends its prompts.
 
     Raises:
         DataError, EncodingError: a row, a file or the template cannot serve; no model has been loaded.
         ConfigError: nothing rewards a completion, or answers of the asked length leave no room for a prompt.
         EngineError, MissingExtraError: the stage's engine is not there.
     """
+    rubric = rubric_of_stage(ctx.stage, ctx.rewards)  # on every rank: a reward may be a function that cannot travel
+    found = world().agreed(lambda: _Travelling(_read_here(ctx, start, rubric)))
+    return replace(found.inputs, rubric=rubric)
+
+
+class _Travelling:
+    """Inputs on their way to the other ranks: without the rubric, of which each has its own."""
+
+    def __init__(self, inputs: SamplingInputs):
+        self.inputs = inputs
+
+    def __getstate__(self) -> dict[str, Any]:
+        unknown: Any = None
+        return {"inputs": replace(self.inputs, rubric=unknown)}
+
+
+def _read_here(ctx: StageContext[SamplingStage], start: Start, rubric: Rubric) -> SamplingInputs:
     stage = ctx.stage
     encoder = _encoder(ctx, start)
-    rubric = rubric_of_stage(stage, ctx.rewards)
     counted = CountedPrompts(encoder)
     with ctx.progress.phase(f"{ctx.folder.name}: reading the tasks", unit="tasks") as phase:
         tasks = load_tasks(

@@ -43,11 +43,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     return Models(str(folder))
 
 
-def situation(stage: TrainingStage, mesh: Mesh = Mesh(), card: Card = CARD, tokens: int = 40) -> Situation:
+ALONE = Mesh()
+
+
+def situation(stage: TrainingStage, mesh: Mesh = ALONE, card: Card = CARD, tokens: int = 40) -> Situation:
     return situation_of(stage, card, mesh, tokens=tokens)
 
 
-def items(models: Models, stage: TrainingStage, mesh: Mesh = Mesh(), **options: Any) -> dict[str, int]:
+def items(models: Models, stage: TrainingStage, mesh: Mesh = ALONE, **options: Any) -> dict[str, int]:
     memory = rank_memory(models, situation(stage, mesh, **options))
     return {item.name: item.bytes for item in memory.training.items}
 
@@ -86,11 +89,23 @@ def test_shards_share_and_gather(models: Models) -> None:
     assert found["whole gradients"] == 4 * (1608 + 2 * 496) + 4 * 1608
     assert found["collectives"] == 1_000_000_000
     half = items(models, sft(compute={"precision": "bf16"}), Mesh(4, 1, 1))
-    assert half["gathered layers"] == 2 * (1608 + 2 * 496) and half["weights"] == TOTAL
+    assert half["gathered layers"] == 4 * 1608 + 2 * 2 * 496 and half["weights"] == TOTAL
+    assert half["whole gradients"] == 4 * 1608 + 2 * 2 * 496 + 4 * 1608
+    whole = items(models, sft(compute={"precision": "bf16", "gather": "fp32"}), Mesh(4, 1, 1))
+    assert whole["gathered layers"] == found["gathered layers"]
     copies = items(models, sft(), Mesh(1, 4, 1))
     assert copies["weights"] == 4 * TOTAL and copies["bucket of gradients"] == 4 * TOTAL
     quantised = items(models, sft(adapter={"kind": "qlora", "rank": 2}), Mesh(4, 1, 1))
     assert "gathered layers" not in quantised
+
+
+def test_what_is_offloaded_is_not_on_the_card(models: Models) -> None:
+    moments = items(models, sft(compute={"offload": "optimizer"}), Mesh(4, 1, 1))
+    assert "Adam moments" not in moments and moments["weights"] == TOTAL
+    everything = items(models, sft(compute={"offload": "all"}), Mesh(4, 1, 1))
+    assert not {"weights", "gradients", "Adam moments"} & set(everything)
+    on_cpu = items(models, sft(compute={"offload": "optimizer"}), card=replace(CARD, device="cpu"))
+    assert on_cpu["Adam moments"] == 8 * TOTAL
 
 
 def test_references_by_kind(models: Models) -> None:
@@ -366,6 +381,14 @@ def test_the_verb_s_json_and_its_exit_code(recipe: Path) -> None:
     assert stage["remedies"] and stage["longest"] == 16_384 and stage["precision"] == "fp32"
     sizes = [item["bytes"] for item in stage["memory"]["training"]["items"]]
     assert sum(sizes) == stage["memory"]["training"]["total_bytes"]
+
+
+def test_the_recipe_s_own_mesh(recipe: Path) -> None:
+    own = ["sft.compute.mesh={shard: 2, replicate: 2}"]
+    assert pt.plan(str(recipe), overrides=own).stages[0].mesh == Mesh(2, 2, 1)
+    assert pt.plan(str(recipe), overrides=own, mesh="shard=4").stages[0].mesh == Mesh(4, 1, 1)
+    with pytest.raises(ConfigError, match="2 x 2 = 4, and 8 cards"):
+        pt.plan(str(recipe), overrides=own, gpus=8)
 
 
 def test_from_python(recipe: Path) -> None:

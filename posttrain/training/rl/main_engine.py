@@ -1,0 +1,132 @@
+"""An engine that rank 0 asks for all ranks of a job: servers do the sampling, and one process is enough to ask them.
+
+sampler = sampler_of_job(stage, lambda: engines.start(stage, policy, prompt, longest))      # on every rank
+
+Rank 0 pushes the weights, proves that they arrived, and asks with as many requests at a time as the engine's settings
+allow; the completions go to all. The native engine is none of these: each rank has its own (`rollout/shared.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from posttrain.config.engines import NativeEngineSettings, VLLMColocatedSettings
+from posttrain.config.online import SamplingStage
+from posttrain.errors import ConfigError
+from posttrain.models.tree.logprobs import Policy
+from posttrain.parallel.world import world
+from posttrain.rollout.engine import Completion, Engine, OnFinish, Request
+from posttrain.rollout.weight_sync import WeightSync
+from posttrain.sampling import SamplingDistribution
+from posttrain.training.rl.engines import Sampler
+
+
+def sampler_of_job(stage: SamplingStage, policy: Policy, start: Callable[[], Sampler]) -> Sampler:
+    """The stage's sampler on every rank; collective. Alone, what `start` gives.
+
+    Raises:
+        ConfigError: an engine that several processes cannot have yet; what `start` raises.
+    """
+    here = world()
+    if policy.is_sharded and isinstance(stage.engine, NativeEngineSettings):
+        raise _refusal(stage, "the native engine samples from a whole model, and this one lies in parts on the ranks")
+    if here.is_alone or isinstance(stage.engine, NativeEngineSettings):
+        return start()
+    if isinstance(stage.engine, VLLMColocatedSettings):
+        raise _refusal(stage, "the colocated engine shares one process with its trainer, and this job has several")
+    if policy.is_sharded:
+        raise _refusal(stage, "the weights are pushed by rank 0, and this model lies in parts on all ranks")
+    own: Sampler | None = None
+    with here.together("starting the engine"):
+        own = start() if here.is_main else None
+    sync = None if own is None else own.sync
+    if not here.agreed(lambda: sync is not None):
+        return Sampler(_AskedByMain(None if own is None else own.engine))
+    engine = _AskedByMain(None if own is None else own.engine)
+    shared = Sampler(engine, _PushedByMain(sync))
+    return shared if own is None else replace(own, engine=engine, sync=shared.sync)
+
+
+def _refusal(stage: SamplingStage, problem: str) -> ConfigError:
+    return ConfigError(
+        problem,
+        where=f"{stage.name}: engine",
+        found=f"engine: {stage.engine.kind}, and {world().size} processes",
+        remedy="write `compute: {mesh: {shard: 1, replicate: N}}`, with `engine: native` or a served engine",
+    )
+
+
+class _AskedByMain:
+    """`posttrain.rollout.engine.Engine`; `engine` is there on rank 0."""
+
+    def __init__(self, engine: Engine | None):
+        self._engine = engine
+        self.policy_version = 0
+        self._context: int | None = world().agreed(lambda: self._here.context_tokens)
+
+    @property
+    def _here(self) -> Engine:
+        assert self._engine is not None, "rank 0 asks"
+        return self._engine
+
+    @property
+    def context_tokens(self) -> int | None:
+        return self._context
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingDistribution,
+        *,
+        completions_per_prompt: int = 1,
+        on_finish: OnFinish | None = None,
+    ) -> list[list[Completion]]:
+        """See `Engine.generate`; collective."""
+
+        def ask() -> list[list[Completion]]:
+            return self._here.generate(
+                prompts, sampling, completions_per_prompt=completions_per_prompt, on_finish=on_finish
+            )
+
+        return world().agreed(ask)
+
+    @property
+    def in_flight(self) -> int:
+        return 0 if self._engine is None else self._engine.in_flight
+
+    async def generate_one(self, request: Request) -> Completion:
+        """See `Engine.generate_one`; of rank 0 alone."""
+        return await self._here.generate_one(request)
+
+    def abort(self, request: Request | None = None) -> None:
+        if self._engine is not None:
+            self._engine.abort(request)
+
+
+class _PushedByMain(WeightSync):
+    """`WeightSync` on every rank; `sync` is there on rank 0, and does it."""
+
+    def __init__(self, sync: WeightSync | None):
+        self._sync = sync
+        self._noise: float | None = None
+
+    @property
+    def noise(self) -> float | None:
+        return self._noise
+
+    @noise.setter
+    def noise(self, measured: float | None) -> None:
+        self._noise = measured
+        if self._sync is not None:
+            self._sync.noise = measured
+
+    def __call__(self, version: int) -> float:
+        """Push the weights and prove that they arrived; collective."""
+
+        def push() -> tuple[float, float | None]:
+            assert self._sync is not None
+            return self._sync(version), self._sync.noise
+
+        gap, self._noise = world().agreed(push)
+        return gap
