@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from posttrain.models.merging.call import merge
     from posttrain.models.reward.scoring import RewardModel, load_reward
     from posttrain.models.tree.logprobs import Policy
+    from posttrain.planning.plan import plan
     from posttrain.report import write_report
     from posttrain.runs.samples import samples
     from posttrain.synthesis.distil import distil
@@ -146,6 +147,7 @@ _HOMES = {
     "make": "posttrain.training.making",
     "merge": "posttrain.models.merging.call",
     "objective": "posttrain.losses.custom",
+    "plan": "posttrain.planning.plan",
     "read": "posttrain.data.read",
     "run_recipe": "posttrain.training.pipeline",
     "samples": "posttrain.runs.samples",
@@ -217,6 +219,7 @@ __all__ = [
     "make",
     "merge",
     "objective",
+    "plan",
     "read",
     "run_recipe",
     "samples",

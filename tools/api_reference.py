@@ -64,7 +64,7 @@ again = pt.Run.open("runs/mine")  # a run of another day
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Train": ("train", "Run", "load", "load_reward"),
     "Look at data": ("read", "audit", "select", "Selection", "Encoder", "EncoderSettings", "encode", "EncodedDataset"),
-    "Recipes": ("load_recipe", "check_recipe", "run_recipe", "Recipe", "Data"),
+    "Recipes": ("load_recipe", "check_recipe", "plan", "run_recipe", "Recipe", "Data"),
     "Stages": (
         "SFT",
         "DPO",

@@ -50,6 +50,7 @@ PLACES = {
     "serve": Place(74, 82, "OpenAI"),
     "synthesis": Place(46, 58, "rows to make"),
     "curation": Place(60.5, 71.5, "rows to keep"),
+    "planning": Place(86, 100, "what will it take"),
     "rewards": Place(14, 38, "verifiers, rubrics, judges"),
     "rollout": Place(42, 66, "engines: ids in, ids out"),
     "auditing": Place(70, 84, "flaws of the rows"),

@@ -42,6 +42,7 @@ LAYERS = {
     "inference": 5,
     "serve": 5,
     "synthesis": 5,
+    "planning": 5,
     "training": 6,
     "launching": 6,
     "cli": 7,

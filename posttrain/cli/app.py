@@ -16,6 +16,7 @@ from posttrain.cli.launch import launch
 from posttrain.cli.merge import merge
 from posttrain.cli.models import models
 from posttrain.cli.new import new
+from posttrain.cli.plan import plan
 from posttrain.cli.quickstart import quickstart
 from posttrain.cli.report import report
 from posttrain.cli.run import run
@@ -32,6 +33,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "new": new,
     "run": run,
     "check": check,
+    "plan": plan,
     "solve": solve,
     "audit": audit,
     "select": select,

@@ -105,7 +105,8 @@ class TreeLayout:
         keys = torch.cat([self.positions_T[self.nodes[i].start : self.nodes[i].end] for i in spans])
         queries = self.positions_T[self.nodes[index].start : self.nodes[index].end]
         # No mask where causal is all there is: it would hold [L, keys] numbers, and flash kernels of CUDA take none.
-        reaches_all = window is None or int(queries[-1]) < window
+        # By sizes, not by the last position, whose value a card would have to send first.
+        reaches_all = window is None or sum(self.sizes[i] for i in spans) <= window
         if reaches_all and len(spans) == 1:
             return None
         # By position: an ancestor's are all smaller, so one comparison serves ancestors and the node itself.

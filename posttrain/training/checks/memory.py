@@ -14,7 +14,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import accumulate
 
 import psutil
@@ -30,26 +29,46 @@ from posttrain.models.tree.attention import TreeLayout, attention_windows
 from posttrain.models.tree.checkpointing import layers_of
 from posttrain.models.tree.model import TreeModel
 from posttrain.models.tree.projection import BUFFER_ELEMENTS, chunk_rows
+from posttrain.planning.items import (
+    GIGABYTE,
+    HEAP_BLOCK,
+    HEAP_SLACK,
+    MICROBATCH_LIMIT,
+    SHARE_FOR_ACTIVATIONS,
+    Item,
+    MemoryPlan,
+    Working,
+    fitting_tokens,
+    logits_item,
+    training_items,
+)
 from posttrain.types import TokenTree
 
-GIGABYTE = 1e9
-MICROBATCH_LIMIT = {"cpu": 1024, "cuda": 16384}
-"""More tokens at a time than this gain no speed: the matrix multiplies are large enough. Measured on 2 cores."""
-SHARE_FOR_ACTIVATIONS = 0.5
-"""Of the memory that is free after weights, gradients and moments."""
+__all__ = [
+    "EVALUATION_REMEDY",
+    "GIGABYTE",
+    "HEAP_BLOCK",
+    "HEAP_SLACK",
+    "MICROBATCH_LIMIT",
+    "SHARE_FOR_ACTIVATIONS",
+    "STEP_REMEDY",
+    "Item",
+    "MemoryPlan",
+    "Working",
+    "activation_bytes_per_token",
+    "explain_out_of_memory",
+    "fitting_microbatch",
+    "logits_item",
+    "mask_item",
+    "plan",
+    "program_bytes",
+    "reached",
+    "resident",
+    "working_memory",
+]
 
 MEASURED_LIMIT = 1024
 """Tokens of the smaller of both batches that are measured."""
-HEAP_BLOCK = 32 * 2**20
-"""glibc gives a block of at least so many bytes back as soon as it is freed (`mallopt(3)`, M_MMAP_THRESHOLD, whose
-moving bound ends there); smaller ones lie in a heap, which gives back its end alone."""
-HEAP_SLACK = 2.0
-"""On CPU, of activations and buffers in blocks below `HEAP_BLOCK`, which come and go in each step: the heap is full of
-holes that the next block does not fit into, and takes about three times what it holds. It is so within one step: to
-give free pages back between steps (`malloc_trim`) leaves the peak where it was, while with
-MALLOC_MMAP_THRESHOLD_=1048576 a LoRA on 4 layers took 1.09 GB in the place of 1.74. Measured at SmolLM2's width on rows
-of 2,048 tokens, glibc 2.36: from 1.6 (all weights, 30 layers) to 2.2 (all weights, 4 layers) and 2.6 (LoRA, 12)."""
-
 STEP_REMEDY = (
     "in this order: (1) lower compute.tokens_per_microbatch, which changes no gradient; "
     "(2) set compute.activation_checkpointing: true, about a third more time; "
@@ -59,74 +78,6 @@ EVALUATION_REMEDY = (
     "in this order: (1) lower sampling.max_new_tokens of the suites; (2) shorten their longest prompts; "
     "(3) evaluate on another machine: `posttrain run` goes on where it stopped"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """Item("activations", 1_200_000_000, "2,048 tokens x 0.59 MB")."""
-
-    name: str
-    bytes: int
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryPlan:
-    """MemoryPlan(items=(Item("weights", ...), ...), available_bytes=16e9); the items are there at the same time."""
-
-    items: tuple[Item, ...]
-    available_bytes: int
-    reached_bytes: int = 0
-    """What the process has taken already at its fullest, the checks before step 1 included; 0 where it is not known."""
-
-    @property
-    def peak_bytes(self) -> int:
-        """What the whole stage takes: the checks before step 1 may need more than a small adapter's steps."""
-        return max(self.total_bytes, self.reached_bytes)
-
-    @property
-    def total_bytes(self) -> int:
-        return sum(item.bytes for item in self.items)
-
-    @property
-    def fits(self) -> bool:
-        return self.peak_bytes <= self.available_bytes
-
-    @property
-    def largest(self) -> Item:
-        """Of what a user can change: the program is not."""
-        return max((item for item in self.items if item.name != "program"), key=lambda item: item.bytes)
-
-    def line(self) -> str:
-        """3.1 GB of 16.0 GB free; largest: activations 1.2 GB (2,048 tokens x 0.59 MB)"""
-        top = self.largest
-        detail = f" ({top.detail})" if top.detail else ""
-        return (
-            f"{self.peak_bytes / GIGABYTE:.2f} GB of {self.available_bytes / GIGABYTE:.1f} GB free; "
-            f"largest: {top.name} {top.bytes / GIGABYTE:.2f} GB{detail}"
-        )
-
-    def table(self) -> str:
-        rows = sorted(self.items, key=lambda item: -item.bytes)
-        return "\n".join(f"  {item.name:<16} {item.bytes / 1e6:>10,.0f} MB  {item.detail}" for item in rows)
-
-
-@dataclass(frozen=True, slots=True)
-class Working:
-    """What a forward and a backward pass take beside weights and gradients: Working(per_token=1.4e6, fixed=2.1e8)."""
-
-    per_token: float
-    """Bytes for each token of the batch, at the moment when most is there."""
-    fixed: int = 0
-    """Bytes whatever the number of tokens."""
-    token_blocks: tuple[float, ...] = ()
-    """Bytes a token of each block that is there at that moment; empty where they are not known (a card's)."""
-    fixed_blocks: tuple[int, ...] = ()
-
-    def heap_bytes(self, tokens: int) -> int:
-        """Of a batch of so many tokens, what lies in blocks below `HEAP_BLOCK`: long rows make blocks beyond it."""
-        blocks = [*self.fixed_blocks, *(size * tokens for size in self.token_blocks)]
-        return int(sum(size for size in blocks if size < HEAP_BLOCK))
 
 
 def plan(
@@ -158,9 +109,7 @@ def plan(
     vocabulary = int(policy.transformer.config.get_text_config().vocab_size)
     element = policy.dtype.itemsize
     items = [
-        Item("weights", weights),
-        Item("gradients", trainable * element, f"{trainable:,} parameters train"),
-        Item("Adam moments", 2 * trainable * element),
+        *training_items(weights, trainable, element),
         Item(
             "activations",
             int(tokens_per_microbatch * activation_bytes_per_token),
@@ -199,12 +148,6 @@ def gathered_bytes(policy: TreeModel) -> int:
     layers = [sum(p.numel() * p.element_size() for p in layer.parameters()) for layer in layers_of(policy.model)]
     total = sum(p.numel() * p.element_size() for p in policy.parameters())
     return total - sum(layers) + sum(sorted(layers)[-2:])
-
-
-def logits_item(rows: int, tokens: int, vocabulary: int, bytes_per_logit: int) -> Item:
-    """The logits of padded rows: 2 rows x 256 tokens x 151,665 ids are 155 MB in bf16 and 310 MB in fp32."""
-    size = rows * tokens * vocabulary * bytes_per_logit
-    return Item("logits", size, f"{rows} rows x {tokens:,} tokens x {vocabulary:,} ids x {bytes_per_logit} bytes")
 
 
 def mask_item(policy: TreeModel, tree: TokenTree, tokens_per_microbatch: int) -> Item:
@@ -380,9 +323,8 @@ def fitting_microbatch(
         largest=largest,
         working=working,
     )
-    room = SHARE_FOR_ACTIVATIONS * max(0, fixed.available_bytes - fixed.total_bytes)
-    fits = int(room / max(bytes_per_token, 1.0))
-    return max(largest_tree, min(fits, max(wanted, MICROBATCH_LIMIT.get(policy.device.type, 2048))), 1)
+    free = fixed.available_bytes - fixed.total_bytes
+    return fitting_tokens(free, bytes_per_token, device=policy.device.type, largest_tree=largest_tree, wanted=wanted)
 
 
 @contextmanager
