@@ -211,8 +211,8 @@ class _Pickler(pickle.Pickler):
 
 def _generated(base: type, module: str, name: str) -> type:
     """A class of this name under its base, which every rank has made alike."""
-    found: type
-    (found,) = {one for one in base.__subclasses__() if (one.__module__, one.__qualname__) == (module, name)}
+    subclasses: list[type] = base.__subclasses__()
+    (found,) = [one for one in subclasses if (one.__module__, one.__qualname__) == (module, name)]
     return found
 
 
