@@ -28,7 +28,7 @@ from typing import Any, Generic, TypeVar, cast
 import torch.distributed as dist
 
 from posttrain.errors import PosttrainError
-from posttrain.parallel.world import PLACE, Place, World, is_everywhere, placed, portable, world
+from posttrain.parallel.world import PLACE, Place, World, is_everywhere, job, placed, portable, sent_by_main, world
 
 T = TypeVar("T")
 
@@ -182,13 +182,11 @@ def _raised_by_all(error: BaseException, call: str, here: World) -> bool:
 
 
 def _send(message: bytes) -> None:
-    dist.broadcast_object_list([message], src=0)
+    sent_by_main(message, job())
 
 
 def _receive() -> _Call | _End:
-    received: list[Any] = [None]
-    dist.broadcast_object_list(received, src=0)
-    message: _Call | _End = pickle.loads(received[0])  # from rank 0 of this job
+    message: _Call | _End = pickle.loads(sent_by_main(b"", world()))  # from rank 0 of this job
     return message
 
 
@@ -211,8 +209,8 @@ class _Pickler(pickle.Pickler):
 
 def _generated(base: type, module: str, name: str) -> type:
     """A class of this name under its base, which every rank has made alike."""
-    every: list[type] = list(base.__subclasses__())
-    (found,) = [kind for kind in every if (kind.__module__, kind.__qualname__) == (module, name)]
+    subclasses: list[type] = base.__subclasses__()
+    (found,) = [one for one in subclasses if (one.__module__, one.__qualname__) == (module, name)]
     return found
 
 

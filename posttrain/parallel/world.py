@@ -22,12 +22,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
 from posttrain.errors import PosttrainError, RankError
 from posttrain.parallel.shares import shares
+
+ENDLESS = timedelta(days=7)
+"""For a rank that waits while another works; the watch of a job ends one that is stuck."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -68,18 +72,17 @@ class World:
             return make()
         made: T | None = None
         error: Exception | None = None
-        sent: list[Any] = [None]
+        sent = b""
         if self.is_main:
             try:
                 with apart():
                     made = make()
                 # Here, so that what cannot travel is an error of all and not one of rank 0 alone.
-                sent = [pickle.dumps((made, None))]
+                sent = pickle.dumps((made, None))
             except Exception as failure:  # the boundary: the other ranks wait for an answer, and get this one
                 error = failure
-                sent = [pickle.dumps((None, portable(failure, 0)))]
-        dist.broadcast_object_list(sent, src=0)
-        value, raised = pickle.loads(sent[0])
+                sent = pickle.dumps((None, portable(failure, 0)))
+        value, raised = pickle.loads(sent_by_main(sent, self))
         if raised is not None:
             raised.ranks = (0,)
             raise raised from error
@@ -191,6 +194,24 @@ def job() -> World:
     if not (dist.is_available() and dist.is_initialized()):
         return ALONE
     return World(dist.get_rank(), dist.get_world_size())
+
+
+def sent_by_main(message: bytes, here: World) -> bytes:
+    """Rank 0's message on every rank, however long they wait for it.
+
+    First through the store, where a wait has no end, and only then by a collective, which has half an hour: rank 0 may
+    be encoding, or running a stage by itself.
+    """
+    store, group = dist.distributed_c10d._get_default_store(), cast(Any, dist.group.WORLD)
+    # All ranks have begun as many operations, so that the number names this one without anybody counting.
+    key = f"posttrain/sent/{group._get_sequence_number_for_group()}"
+    if here.is_main:
+        store.set(key, "1")
+    else:
+        store.wait([key], ENDLESS)
+    sent: list[Any] = [message]
+    dist.broadcast_object_list(sent, src=0)
+    return cast(bytes, sent[0])
 
 
 def is_everywhere(error: BaseException) -> bool:

@@ -29,7 +29,7 @@ from posttrain.evaluate.suites import load_suite
 from posttrain.evaluate.twins import write_twins
 from posttrain.models.devices import device_of
 from posttrain.models.folders.own_code import folder_code
-from posttrain.parallel.calls import driven
+from posttrain.parallel.calls import driven, everywhere
 from posttrain.report import write_report
 from posttrain.rewards import require_rewards
 from posttrain.runs.folder import EARLIER, RunFolder, StageFolder, make_folder, remove_results
@@ -189,8 +189,13 @@ def _check(
                     stood_in.add(stage.name)
             else:
                 ctx.folder.write_stage(name=stage.name, method=stage.method, status="running")
-                results[stage.name] = prepare(replace(ctx, stage=_as_checked(ctx.stage, recipe))).preflight
+                results[stage.name] = everywhere(_proven, replace(ctx, stage=_as_checked(ctx.stage, recipe)))
     return results
+
+
+def _proven(ctx: StageContext[TrainingStage]) -> Preflight:
+    """On every rank: a model may be checked in the parts in which it will train."""
+    return prepare(ctx).preflight
 
 
 def _as_checked(stage: TrainingStage, recipe: Recipe) -> TrainingStage:

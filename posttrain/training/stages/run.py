@@ -101,9 +101,10 @@ def _train_stage(ctx: StageContext[Any], asked: OfMain[Callable[[Any, Any], None
         outcome = train(ctx, kind, prepared)
     # The save is read back in another process meanwhile, which costs a suite's time nothing.
     pending, evaluate = outcome.finished.pending, asked.value
-    model, tokenizer = outcome.policy.model, prepared.loaded.tokenizer
+    model, tokenizer, in_parts = outcome.policy.model, prepared.loaded.tokenizer, outcome.policy.is_sharded
     try:
-        driven(lambda: None if evaluate is None else evaluate(model, tokenizer), own=(model, tokenizer))
+        if not in_parts:
+            driven(lambda: None if evaluate is None else evaluate(model, tokenizer), own=(model, tokenizer))
         with ctx.doing("reading the saved model back"):
             saved = here.agreed(lambda: str(pending.wait()))
     except BaseException:
@@ -111,6 +112,9 @@ def _train_stage(ctx: StageContext[Any], asked: OfMain[Callable[[Any, Any], None
         pending.discard()
         raise
     ctx.progress.say(saved)
+    if in_parts and ctx.stage.keeps_output:
+        # A model in parts samples nothing: the suites ask the folder, which each rank loads whole.
+        driven(lambda: None if evaluate is None else evaluate(ctx.folder.model, None))
     for warning in outcome.finished.warnings:
         ctx.progress.say(f"WARNING: {folder.name}: {warning}")
     # Only now: readers take `output` as the promise that the model is there and was read back.
