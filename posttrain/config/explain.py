@@ -153,10 +153,12 @@ def records_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def tag_of(record: type[BaseModel]) -> str | None:
-    """What `method` or `kind` says to choose this record."""
-    for key in ("method", "kind"):
+    """What `method`, `kind` or `mode` says to choose this record."""
+    for key in ("method", "kind", "mode"):
         option = record.model_fields.get(key)
-        if option is not None and get_origin(option.annotation) is Literal:
+        # Of several modes a key chooses one (`preflight.mode`), and no record.
+        several = key == "mode" and option is not None and len(get_args(option.annotation)) > 1
+        if option is not None and get_origin(option.annotation) is Literal and not several:
             return str(get_args(option.annotation)[0])
     return None
 

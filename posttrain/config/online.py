@@ -16,6 +16,7 @@ from pydantic import Field, create_model, model_validator
 
 from posttrain.arguments import checked_text
 from posttrain.config.fields import parameter_field
+from posttrain.config.rollout import AsyncRollout
 from posttrain.config.sampled import (
     ONLINE_RATE,
     HeldOutTasks,
@@ -139,7 +140,13 @@ class OnlineStage(SamplingStage):
         """Whether the policy that trains is the one that sampled, so that every ratio is 1 and old log-probs are its
         own."""
         # From the second update on the policy has moved, and ratios are to the one that sampled.
-        return self.updates_per_rollout == 1
+        return self.updates_per_rollout == 1 and not self.off_policy
+
+    @property
+    def ratio_to_sampler(self) -> bool:
+        """Whether ratios begin at the log-probs of the engine, which alone has those of the weights that sampled; a
+        correction weighs the difference out instead, and ratios begin at the trainer's own."""
+        return self.off_policy and not self.row.needs_sampler
 
     @property
     def follows_kl(self) -> bool:
@@ -176,6 +183,21 @@ class OnlineStage(SamplingStage):
                 f"{' with these choices' if self.choices.made else ''} is none",
                 expected="1",
                 remedy="write `updates_per_rollout: 1` without `prompts_per_update`, or `choices: {ratio: token}`",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stale_completions_are_weighed(self) -> Self:
+        row, rollout = self.row, self.rollout
+        if isinstance(rollout, AsyncRollout) and self.off_policy and row.one_update and not row.needs_sampler:
+            raise refuse(
+                "without a ratio, completions of older weights would train as if the policy had just sampled them",
+                path=("rollout", "max_staleness"),
+                found=f"max_staleness: {rollout.max_staleness}; {self.method}"
+                f"{' with these choices' if self.choices.made else ''} has neither a ratio nor a correction",
+                expected="a ratio, a correction, or max_staleness: 0",
+                remedy="write `choices: {correction: truncated}` or `choices: {ratio: token, surrogate: clip}`, or "
+                "`rollout: sync`",
             )
         return self
 
