@@ -155,11 +155,9 @@ def records_in(annotation: Any) -> Iterator[type[BaseModel]]:
 def tag_of(record: type[BaseModel]) -> str | None:
     """What `method`, `kind` or `mode` says to choose this record."""
     for key in ("method", "kind", "mode"):
-        option = record.model_fields.get(key)
-        # Of several modes a key chooses one (`preflight.mode`), and no record.
-        several = key == "mode" and option is not None and len(get_args(option.annotation)) > 1
-        if option is not None and get_origin(option.annotation) is Literal and not several:
-            return str(get_args(option.annotation)[0])
+        of = option.annotation if (option := record.model_fields.get(key)) is not None else None
+        if get_origin(of) is Literal and (key != "mode" or len(get_args(of)) == 1):  # `preflight.mode` is no tag
+            return str(get_args(of)[0])
     return None
 
 

@@ -15,7 +15,6 @@ class SyncRollout(Settings):
     mode: Literal["sync"] = "sync"
     """In turns."""
 
-
     @model_validator(mode="before")
     @classmethod
     def _nothing_waits(cls, given: Any) -> Any:

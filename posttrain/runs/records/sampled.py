@@ -18,8 +18,8 @@ from posttrain.runs.records.base import LogLine, other_keys
 class RolloutLine(LogLine):
     """One completion, token by token.
 
-    RolloutLine(step=3, version=2, versions=(2, 2), row="tasks.jsonl, row 7", prompt="What is 2 + 2?", answer="4",
-                completion="2 + 2 = 4", number=0, finish="stop_token", reward=1.0, parts={"math": 1.0},
+    RolloutLine(step=3, version=2, versions=(2, 2), staleness=0, row="tasks.jsonl, row 7", prompt="What is 2 + 2?",
+                answer="4", completion="2 + 2 = 4", number=0, finish="stop_token", reward=1.0, parts={"math": 1.0},
                 prompt_ids=(1, 4, 27), ids=(552, 286, 6), mask=(True, True, True),
                 sampler_logprobs=(-1.5, -0.1, -0.2), columns={"old_logprobs": (-1.5, -0.1, -0.2),
                 "advantages": (0.54, 0.54, 0.54)})
@@ -29,9 +29,11 @@ class RolloutLine(LogLine):
 
     step: int | None
     version: int | None
-    """Of the weights that were to sample: how many steps they had taken."""
+    """Of the weights that train on it: how many steps they had taken."""
     versions: tuple[int, ...] | None
-    """Of the weights that did: the oldest and the newest; an engine that goes on while weights move has two."""
+    """Of the weights that sampled it: the oldest and the newest; an engine that goes on while weights move has two."""
+    staleness: int | None
+    """Steps between the oldest weights that sampled it and those that train on it."""
     row: str
     prompt: str
     """The last turn; `prompt_ids` has all of it."""

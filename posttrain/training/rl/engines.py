@@ -14,6 +14,7 @@ from pathlib import Path
 
 from posttrain.config.engines import NativeEngineSettings, VLLMColocatedSettings, VLLMServedSettings
 from posttrain.config.online import SamplingStage
+from posttrain.config.rollout import AsyncRollout
 from posttrain.errors import ConfigError, EngineError, MissingExtraError
 from posttrain.models.tree.logprobs import Policy
 from posttrain.rollout.engine import Engine
@@ -128,6 +129,8 @@ def start(
     probe = sample_probe(NativeEngine(policy.model, autocast=policy.autocast), prompt)
     if isinstance(settings, VLLMServedSettings):
         served = _served(settings)
+        if isinstance(stage.rollout, AsyncRollout):
+            served.on_update = stage.rollout.on_update
         _require_served_room(stage, served, longest)
         sampler = Sampler(served, WeightSync(served, policy, probe), close=served.close)
         where = f"{settings.url} ({served.served_model().name})"

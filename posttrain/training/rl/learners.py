@@ -118,7 +118,8 @@ class PolicyGradient(_Stateless):
         self.stage, self.policy, self.kl, self.tokens = stage, policy, kl, tokens
         self.reference, self.critic, self.teacher = reference, critic, teacher
         compares = stage.follows_kl or teacher is not None
-        self.recomputes_old = not stage.on_policy or (compares and not engine_is_trainer)
+        moved = not stage.on_policy and not stage.ratio_to_sampler
+        self.recomputes_old = moved or (compares and not engine_is_trainer and not stage.ratio_to_sampler)
         """Whether the trainer computes the log-probs of the policy that sampled: to start ratios from, and for what is
         compared with another model's, of which it computes the log-probs too. The engine's rounding would be charged as
         a KL, or learned from, where it is not the trainer's."""
@@ -171,6 +172,10 @@ class PolicyGradient(_Stateless):
         if self.recomputes_old:
             wants = Wants(temperature=temperature)
             give("old_logprobs", lambda batch: policy(batch, wants).logprobs_N, everything=measured)
+        elif self.stage.ratio_to_sampler:
+            for response in rollout.responses:
+                if response.trains:
+                    response.columns["old_logprobs"] = response.columns["sampler_logprobs"]
         if reference is not None:
             give(
                 "reference_logprobs", lambda batch: reference.logprobs(batch, temperature=temperature), everything=True

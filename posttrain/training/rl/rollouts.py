@@ -236,6 +236,7 @@ class Rollout:
                     step=self.step,
                     version=self.version,
                     versions=tuple(completion.versions),
+                    staleness=self.version - completion.versions.oldest,
                     row=str(group.prompt.task.row),
                     prompt=_asked(group.prompt.task),
                     answer=group.prompt.task.answer,

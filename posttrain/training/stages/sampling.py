@@ -24,6 +24,7 @@ from posttrain.training.checks.sampler import same_arithmetic
 from posttrain.training.objectives import kl_weight, objective_of
 from posttrain.training.order import stream_seed
 from posttrain.training.rl import engines
+from posttrain.training.rl.async_source import AsyncSource
 from posttrain.training.rl.critic import RATE_FACTOR, Critic, SharedCritic, Valuer
 from posttrain.training.rl.curriculum import Curriculum
 from posttrain.training.rl.examiner import Examiner
@@ -35,6 +36,7 @@ from posttrain.training.rl.learners import (
     PolicyGradient,
     SampledReference,
 )
+from posttrain.training.rl.queue_files import forget_queue
 from posttrain.training.rl.source import OnlineSource, Setup, sample
 from posttrain.training.rl.teacher import advantage_teacher, compared_with
 from posttrain.training.stages.kind import (
@@ -105,7 +107,7 @@ def sampling_source(ctx: Sampling, subject: Sampled, proven: Proven) -> Sourced:
     learner = row_of_type(LEARNERS, stage)(
         ctx, subject, _Given(proven, start, advantage_teacher(stage, policy, ctx.progress))
     )
-    source = OnlineSource(_setup(ctx, subject, learner))
+    source = SOURCES[stage.rollout.mode](_setup(ctx, subject, learner))
     return Sourced(
         source,
         proven.preflight,
@@ -119,6 +121,7 @@ def sampling_source(ctx: Sampling, subject: Sampled, proven: Proven) -> Sourced:
 def finish_sampling(ctx: Sampling, prepared: Prepared[SamplingInputs], measured: None, steps: int) -> Finished:
     # The export first: reading it back takes longer than the conclusion, and runs beside it.
     pending = export_policy(ctx, prepared, steps)
+    forget_queue(ctx.folder.path)
     return Finished(pending, conclude(ctx.folder))
 
 
@@ -192,6 +195,10 @@ LEARNERS: Mapping[type[SamplingStage], Callable[[StageContext[Any], Sampled, _Gi
     GKD: _distillation,
 }
 """What becomes of scored completions, by the type of the settings; the nearest row counts."""
+
+
+SOURCES: Mapping[str, type[OnlineSource]] = {"sync": OnlineSource, "async": AsyncSource}
+"""Where a step's groups come from, by `rollout.mode`."""
 
 
 def _critic(ctx: StageContext[PPOStage], subject: Sampled, given: _Given) -> Valuer:
