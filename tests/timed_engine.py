@@ -13,13 +13,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from posttrain.rollout.engine import Completion, FinishReason, OnFinish, Request, Versions
 from posttrain.sampling import SamplingDistribution
+from posttrain.training.loop import Loop
 from posttrain.training.rl.engines import Sampler
+from posttrain.training.rl.source import OnlineSource, sample
 
 
 class TimedEngine:
@@ -113,10 +116,11 @@ class TimedSync:
         return 0.0
 
 
-def with_engine(loop: Any, engine: TimedEngine) -> Any:
-    """A loop of `tests.online.loop_of` that samples with another engine."""
-    from dataclasses import replace
-
+def with_engine(loop: Loop, engine: TimedEngine) -> Loop:
+    """A loop of `tests.online.loop_of` that samples with another engine, and is examined by it."""
     source = loop.source
+    assert isinstance(source, OnlineSource)
     source.setup = replace(source.setup, sampler=engine.sampler())
+    source.setup.examiner._ask = partial(sample, engine, source.setup.encoder)
+    loop.hooks = source.hooks
     return loop
