@@ -44,8 +44,9 @@ from posttrain.rollout.vllm_server import COMMAND, Abandoned, Call, VLLMServer
 from posttrain.rollout.weight_folder import WeightFolder
 from posttrain.sampling import SamplingDistribution
 
-OnUpdate = Literal["wait", "continue", "recompute"]
-"""See `ServedEngine`."""
+InFlight = Literal["wait", "keep", "recompute"]
+"""What becomes of requests in flight when weights change: they end first; they go on with the keys and values that they
+have; or they go on after theirs are computed anew under the new weights."""
 COMPLETIONS = "/v1/completions"
 TEST_PROMPT = (1, 2, 3)
 
@@ -75,9 +76,6 @@ class ServedEngine:
         served_name: the server's name of the model; by default the first that it lists.
         requests: prompts in flight at a time; the server's scheduler fills its batches from them.
         patience, timeout: see `VLLMServer`.
-        on_update: what becomes of the requests in flight when weights are pushed. `wait` lets them end first;
-            `recompute` holds them, and computes their keys and values again under the new weights; `continue` goes on
-            with the old ones, so that no single policy has sampled them, and keeps them from requests that come later.
     """
 
     context_tokens: int | None = None
@@ -93,9 +91,7 @@ class ServedEngine:
         patience: float = 60.0,
         timeout: float = 1200.0,
         policy_version: int = 0,
-        on_update: OnUpdate = "wait",
     ):
-        self.on_update = on_update
         self.server = VLLMServer(url, patience=patience, timeout=timeout)
         self.policy_version = policy_version
         self._folder = WeightFolder(folder)
@@ -278,19 +274,21 @@ class ServedEngine:
 
     # ------------------------------------------------------------ weights
 
-    def update_weights(self, model: nn.Module, version: int) -> None:
+    def update_weights(self, model: nn.Module, version: int, in_flight: InFlight = "wait") -> None:
         """Write the model's weights (an adapter merged) to the folder and have the server read them.
 
-        Requests in flight end first or are held meanwhile (`on_update`), no later request sees what was cached under
-        the old weights, and an engine that sleeps is awake afterwards.
+        No later request sees what was cached under the old weights, and an engine that sleeps is awake afterwards.
+
+        Args:
+            in_flight: what becomes of requests in flight.
 
         Raises:
             EngineError: the server did not take them; nothing is sampled until a later update succeeds.
         """
         with self._weights:
-            self._push(model, version)
+            self._push(model, version, in_flight)
 
-    def _push(self, model: nn.Module, version: int) -> None:
+    def _push(self, model: nn.Module, version: int, in_flight: InFlight) -> None:
         # Set first and cleared last: whatever fails between, the engine samples nothing of half a model.
         self._unusable = f"it did not take the weights of policy version {version}"
         path = self._folder.write(model, version)
@@ -298,30 +296,17 @@ class ServedEngine:
         if self._asleep:
             post("/wake_up?tags=weights")
         else:
-            post("/pause?mode=wait" if self.on_update == "wait" else "/pause?mode=keep&clear_cache=false")
+            post(f"/pause?mode={'wait' if in_flight == 'wait' else 'keep'}")
         post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(path)}})
         if self._asleep:
             post("/wake_up?tags=kv_cache")
         # Prompts that were seen before would be answered from keys and values of the old weights. Where requests go on
-        # with theirs the cache cannot be emptied, and a salt keeps others from it (`_ask`).
-        if self.on_update != "continue":
-            held = "?reset_running_requests=true" if self.on_update == "recompute" else ""
-            self._emptied(post(f"/reset_prefix_cache{held}"))
+        # with theirs the cache is not emptied, and the salt of the new version keeps others from it.
+        post(f"/reset_prefix_cache{'?reset_running_requests=true' if in_flight == 'recompute' else ''}")
         post("/resume")
         self._write_label(f"{self._run}-{version}")
         self.policy_version = version
         self._asleep, self._unusable = 0, None
-
-    def _emptied(self, answer: Any) -> None:
-        """Older servers answer nothing; one that says that it could not is not to be sampled from."""
-        if isinstance(answer, dict) and answer.get("success") is False:
-            raise EngineError(
-                "the engine kept keys and values of the old weights",
-                where=f"{self.server.url}/reset_prefix_cache",
-                found=short(answer),
-                expected='{"success": true}',
-                remedy="see the server's log; restart it, and resume the run",
-            )
 
     def sleep(self, level: int = 1) -> None:
         """Free the GPU: level 1 keeps the weights in the host's memory, level 2 drops them until the next update."""
@@ -441,8 +426,7 @@ class ServedEngine:
             "return_tokens_as_token_ids": True,
             "echo": False,
             "stream": False,
+            "cache_salt": f"{self._run}-{self.policy_version}",
         }
-        if self.on_update == "continue":
-            body["cache_salt"] = f"{self._run}-{self.policy_version}"
         # Without a label, a server that comes back may be a new one with the weights that it was started with.
         return self.server.post(COMPLETIONS, body, retry=self._label is None or bool(self._labels), call=call)

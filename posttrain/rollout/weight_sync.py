@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -101,6 +101,8 @@ class WeightSync:
         policy: the trainer's.
         probe: `sample_probe(...)`, or a sequence of your own.
         widening, smallest, largest: see the constants of this module.
+        in_flight: what becomes of requests in flight, as `ServedEngine.update_weights` takes it; None of an engine that
+            has none when weights are pushed.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class WeightSync:
         widening: float = WIDENING,
         smallest: float = SMALLEST_NOISE,
         largest: float = LARGEST_NOISE,
+        in_flight: str | None = None,
     ):
         self.engine = engine
         self.policy = policy
@@ -119,6 +122,7 @@ class WeightSync:
         self.noise: float | None = None
         """Nats per token that the two sides were measured apart with equal weights; None before that. A resumed run
         sets what its checkpoint holds."""
+        self._pushing: dict[str, Any] = {} if in_flight is None else {"in_flight": in_flight}
         self._widening = widening
         self._smallest = smallest
         self._largest = largest
@@ -143,7 +147,7 @@ class WeightSync:
             WeightSyncError: already with equal weights, the two sides are further apart than noise can be.
             EngineError: the engine did not take the weights.
         """
-        self.engine.update_weights(self.policy.model, version)
+        self.engine.update_weights(self.policy.model, version, **self._pushing)
         trainer, engine = self._scores()
         gap, largest = _gap(trainer, engine)
         if not gap <= self._largest:
@@ -167,7 +171,7 @@ class WeightSync:
             WeightSyncError: the probe says that the engine samples from other weights.
             EngineError: the engine did not take the weights.
         """
-        self.engine.update_weights(self.policy.model, version)
+        self.engine.update_weights(self.policy.model, version, **self._pushing)
         return self.check()
 
     def check(self) -> SyncReport:

@@ -129,10 +129,8 @@ def start(
     probe = sample_probe(NativeEngine(policy.model, autocast=policy.autocast), prompt)
     if isinstance(settings, VLLMServedSettings):
         served = _served(settings)
-        if isinstance(stage.rollout, AsyncRollout):
-            served.on_update = stage.rollout.on_update
         _require_served_room(stage, served, longest)
-        sampler = Sampler(served, WeightSync(served, policy, probe), close=served.close)
+        sampler = Sampler(served, WeightSync(served, policy, probe, in_flight=_in_flight(stage)), close=served.close)
         where = f"{settings.url} ({served.served_model().name})"
     else:
         folder = WeightFolder()
@@ -157,6 +155,13 @@ def start(
             "that it takes weights",
         ) from error
     return sampler
+
+
+def _in_flight(stage: SamplingStage) -> str | None:
+    """What becomes of requests in flight when the weights change; None: there are none."""
+    if not isinstance(stage.rollout, AsyncRollout):
+        return None
+    return {"continue": "keep", "recompute": "recompute"}[stage.rollout.on_update]
 
 
 def _served(settings: VLLMServedSettings) -> ServedEngine:

@@ -15,10 +15,12 @@ import torch
 
 from posttrain.errors import ConfigError, EngineError, RewardError
 from posttrain.rollout.engine import Request
+from posttrain.rollout.vllm_served import ServedEngine
 from posttrain.training import checkpoint
 from posttrain.training.loop import Loop
 from posttrain.types import Task
 from tests.async_runs import COMPLETIONS, PROMPTS, async_loop, async_source, check_run, trained_groups
+from tests.fake_vllm import FakeServer
 from tests.online import WHOLE, early_letters, lines, loop_of, run, save_start, source_of
 from tests.timed_engine import TimedEngine
 
@@ -222,6 +224,47 @@ def test_under_a_correction_they_begin_at_the_trainer_s_own(start: Path, tmp_pat
     loop = run(loop_of(start, tmp_path, **options, rollout={"mode": "async", "max_staleness": 1}))
     assert max(values(loop, "ratio_max")) == pytest.approx(1.0, abs=1e-5)
     assert max(values(loop, "sampler_gap_max")[1:]) > 1e-3  # the weight of the correction is between the two
+
+
+# ---------------------------------------------------------------- a server
+
+
+@pytest.mark.parametrize("on_update", ["recompute", "continue"])
+def test_it_trains_through_a_server_that_goes_on_sampling(start: Path, tmp_path: Path, on_update: str) -> None:
+    rollout = {"mode": "async", "max_staleness": 1, "on_update": on_update}
+    with FakeServer(start) as server:
+        engine = {"kind": "vllm_served", "url": server.url, "patience": 0}
+        options = {**TURNS, "steps": 5, "examine": {"every_steps": 5, "keep": "last"}, "engine": engine}
+        loop = run(loop_of(start, tmp_path, **options, rollout=rollout))
+        asked = [path for path, _ in server.requests]
+        salts = {body["cache_salt"] for body in server.bodies("/v1/completions")}
+    assert max(values(loop, "sync_gap")) < 1e-5 and max(values(loop, "staleness_max")) == 1
+    assert asked.count("/pause") == asked.count("/resume") >= 5
+    assert len(salts) >= 5  # keys and values of older weights are found by no later prompt
+    for line in lines(tmp_path, "rollouts.jsonl"):
+        assert line["step"] - 2 <= line["versions"][0] <= line["versions"][1] <= line["version"]
+    assert all(not thread.name.startswith("posttrain-r") for thread in threading.enumerate())
+
+
+def test_weights_that_change_hold_what_is_in_flight_instead_of_waiting_for_it(start: Path) -> None:
+    paths: list[str] = []
+    for in_flight in ("wait", "keep", "recompute"):
+        with FakeServer(start) as server:
+            engine = ServedEngine(server.url, patience=0)
+            model = server.engine.model
+            handle = server._answer
+
+            def noted(path: str, query: Any, body: Any, handle: Any = handle) -> Any:
+                paths.append(f"{path} {sorted(query.items())}")
+                return handle(path, query, body)
+
+            server._answer = noted  # type: ignore[method-assign]
+            engine.update_weights(model, 1, in_flight)  # type: ignore[arg-type]
+            engine.close()
+    modes = [path for path in paths if path.startswith("/pause")]
+    assert modes == [f"/pause [('mode', ['{mode}'])]" for mode in ("wait", "keep", "keep")]
+    resets = [path for path in paths if path.startswith("/reset")]
+    assert ["reset_running" in path for path in resets] == [False, False, True]
 
 
 # ---------------------------------------------------------------- what fails
