@@ -36,6 +36,8 @@ PROMPTS, COMPLETIONS = 8, 4
 SHARES = (0.2, 0.35, 0.5, 0.65, 0.8)
 WARM = 3
 """Steps that are not counted: the first of an asynchronous run fills its queue."""
+COLD = 6
+"""Steps of the stage that are not taken: towards its end a run asks no more, and trains on what waits."""
 SIGMA = 0.8
 """Of the logarithm of a completion's seconds: the slowest of 32 then takes about five times the median."""
 
@@ -65,7 +67,7 @@ def steps_of(start: Path, rollout: Any, seconds: Seconds, slots: int, training: 
             Path(folder),
             rollout=rollout,
             tasks=tasks_of(200),
-            steps=steps,
+            steps=steps + COLD,
             prompts_per_step=PROMPTS,
             completions_per_prompt=COMPLETIONS,
             held_out=0,

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.rollout.engine import Request
+from posttrain.parallel.world import world
 from posttrain.runs.folder import StageFolder
 from posttrain.training import checkpoint
 from posttrain.training.loop import Loop
 from posttrain.training.rl.async_source import AsyncSource
+from posttrain.training.rl.source import StepNotes
 from tests.online import WHOLE, lines, loop_of, run
 from tests.timed_engine import TimedEngine, with_engine
 
@@ -74,3 +76,17 @@ def run_and_say(start: str, folder: str, said: str) -> None:
     loop = run(async_loop(Path(start), Path(folder)))
     check_run(loop, Path(folder))
     Path(said).write_text(str(loop.step))
+
+
+def groups_of_ranks(start: str, folder: str) -> tuple[list[list[tuple[int, ...]]], int]:
+    """Of one rank: the completions that two steps train on, and how many it asked of its own engine."""
+    place = Path(folder) / str(world().rank)
+    engine = TimedEngine(60, scripted)
+    source = async_source(async_loop(Path(start), place, engine=engine, steps=4))
+    found = []
+    for step in range(2):
+        rollout, kept = source._rollout(step, StepNotes(0.0, source.setup.progress))
+        assert [id(group) for group in kept] == [id(group) for group in rollout.groups]
+        found.append([response.completion.ids for response in rollout.responses])
+    source.close()
+    return found, len(engine.asked)

@@ -140,7 +140,8 @@ class OnlineStage(SamplingStage):
         """Whether the policy that trains is the one that sampled, so that every ratio is 1 and old log-probs are its
         own."""
         # From the second update on the policy has moved, and ratios are to the one that sampled.
-        return self.updates_per_rollout == 1 and not self.off_policy
+        # Under a correction the first update's ratios begin at the trainer's own policy, whoever sampled.
+        return self.updates_per_rollout == 1 and not self.ratio_to_sampler
 
     @property
     def ratio_to_sampler(self) -> bool:

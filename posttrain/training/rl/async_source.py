@@ -9,7 +9,8 @@
    group is passed over, trains in a later step, and is dropped and counted when it is too old for every step.
 4. Groups without a signal, where the method resamples, give their place to the next that are whole; where fewer are
    under way than are missing, others are asked for the step, as they are in turns.
-5. With `max_staleness: 0` nothing is left when a step has its groups, so that step asks its own tasks, under its own
+5. Of several ranks the first has the queue and the engine's requests; the others get each step's groups from it.
+6. With `max_staleness: 0` nothing is left when a step has its groups, so that step asks its own tasks, under its own
    seeds, of its own weights: the run is the one in turns, but that rewards are asked of one group at a time.
 
 What a resume keeps: groups that were scored and have not trained train; a group trains at most once on the way to the
@@ -27,6 +28,7 @@ from typing import Any
 from posttrain.config.engines import VLLMServedSettings
 from posttrain.config.online import SamplingStage
 from posttrain.config.rollout import AsyncRollout
+from posttrain.parallel.world import world
 from posttrain.rollout.engine import Completion, Request
 from posttrain.runs.records.queue import QueuedGroup
 from posttrain.training.rl.asks import Ask, AskOrder
@@ -77,6 +79,8 @@ class AsyncSource(OnlineSource):
         super().load_state_dict(state)
         queue = state["queue"]
         self._resumed, self._version, self._dropped = True, int(queue["version"]), int(queue["dropped"])
+        if not world().is_main:
+            return
         self._files.run = str(queue["run"])
         self._asks.load_state_dict(queue["asks"])
         found, strange = self._files.read()
@@ -124,6 +128,17 @@ class AsyncSource(OnlineSource):
     # ------------------------------------------------------------ a step
 
     def _rollout(self, step: int, now: StepNotes) -> tuple[Rollout, list[Group]]:
+        # One rank has the queue: which groups are whole when it looks is a matter of its clock. The two lists travel
+        # together, so that the groups that train are those of the rollout on every rank.
+        groups, kept, noted = world().agreed(lambda: self._next_groups(step, now))
+        self._version = step + 1
+        rollout = Rollout(tuple(groups), step + 1, step)
+        ages = rollout.staleness
+        now.metrics |= {**noted, "staleness_max": max(ages), **age_shares(Counter(ages), self.rollout.max_staleness)}
+        return rollout, kept
+
+    def _next_groups(self, step: int, now: StepNotes) -> tuple[list[Group], list[Group], dict[str, float]]:
+        """All groups of the step, those that train, and what is logged of them."""
         stage = self.setup.stage
         self._begin(step, now)
         groups: list[Group] = []
@@ -145,11 +160,7 @@ class AsyncSource(OnlineSource):
             self._learn_of_tasks(step, used, fresh, now)
             groups += fresh
             kept += [group for group in fresh if stage.tied_groups == "keep" or not group.tied]
-        self._version = step + 1
-        rollout = Rollout(tuple(groups), step + 1, step)
-        ages = rollout.staleness
-        now.metrics |= {"staleness_max": max(ages), **age_shares(Counter(ages), self.rollout.max_staleness)}
-        return rollout, kept
+        return groups, kept, now.metrics
 
     def _begin(self, step: int, now: StepNotes) -> None:
         """What the last step trained on is done with; what is too old goes; and the queue is filled."""

@@ -19,9 +19,10 @@ from posttrain.rollout.vllm_served import ServedEngine
 from posttrain.training import checkpoint
 from posttrain.training.loop import Loop
 from posttrain.types import Task
-from tests.async_runs import COMPLETIONS, PROMPTS, async_loop, async_source, check_run, trained_groups
+from tests.async_runs import COMPLETIONS, PROMPTS, async_loop, async_source, check_run, groups_of_ranks, trained_groups
 from tests.fake_vllm import FakeServer
 from tests.online import WHOLE, early_letters, lines, loop_of, run, save_start, source_of
+from tests.ranks import ranks
 from tests.timed_engine import TimedEngine
 
 TURNS: dict[str, Any] = {**WHOLE, "steps": 4}
@@ -341,3 +342,9 @@ def test_examinations_ask_the_weights_of_their_step_while_others_are_sampled(sta
 def test_the_source_is_the_one_of_its_mode(start: Path, tmp_path: Path) -> None:
     assert type(source_of(loop_of(start, tmp_path / "a"))).__name__ == "OnlineSource"
     assert type(source_of(loop_of(start, tmp_path / "b", rollout="async"))).__name__ == "AsyncSource"
+
+
+def test_of_several_ranks_one_has_the_queue_and_all_train_on_its_groups(start: Path, tmp_path: Path) -> None:
+    (first, asked), (second, of_the_other) = ranks(2).run(groups_of_ranks, str(start), str(tmp_path))
+    assert first == second and len(first) == 2 and len(first[0]) == PROMPTS * COMPLETIONS
+    assert asked > 0 and of_the_other == 0
