@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from posttrain.rollout.engine import Request
 from posttrain.parallel.world import world
+from posttrain.rollout.engine import Request
 from posttrain.runs.folder import StageFolder
 from posttrain.training import checkpoint
 from posttrain.training.loop import Loop
