@@ -40,6 +40,8 @@ class TimedEngine:
         self.policy_version = 0
         self.vocabulary, self.seconds, self.slots = vocabulary, seconds, slots
         self.asked: list[Request] = []
+        self.held: Callable[[Request], bool] = lambda request: False
+        """Whether a request does not end yet, whatever its time."""
         self.fails: Callable[[Request], Exception | None] = lambda request: None
         self._in_flight = 0
         self._free: asyncio.Semaphore | None = None
@@ -57,6 +59,8 @@ class TimedEngine:
             async with self._free:
                 oldest = self.policy_version
                 await asyncio.sleep(self.seconds(request))
+                while self.held(request):
+                    await asyncio.sleep(0.005)
                 if (error := self.fails(request)) is not None:
                     raise error
                 return self._completion(request, oldest)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,7 +103,9 @@ def test_sampling_goes_on_while_the_trainer_trains(start: Path, tmp_path: Path) 
     hooks = loop.hooks.after_update
 
     def look(trees: Any, index: int) -> Any:
-        time.sleep(0.2)  # the trainer is busy
+        deadline = time.monotonic() + 10  # the trainer is busy
+        while len(source.queue.whole) < (PROMPTS if index < 3 else 0) and time.monotonic() < deadline:
+            time.sleep(0.01)
         during.append(len(source.queue.whole))
         return hooks(trees, index)
 
@@ -116,34 +117,36 @@ def test_sampling_goes_on_while_the_trainer_trains(start: Path, tmp_path: Path) 
     assert values(loop, "staleness_1") == [0.0, 1.0, 1.0, 1.0] and values(loop, "staleness_max") == [0, 1, 1, 1]
 
 
-def slow_first(seconds: float) -> Callable[[Request], float]:
-    """One completion of the very first prompt takes long."""
-    first: list[tuple[object, ...]] = []
+def slow_first(until: int) -> TimedEngine:
+    """One completion of the very first prompt ends when the engine has the weights of version `until`."""
+    engine = TimedEngine(60, lambda request: 0.0)
 
-    def of(request: Request) -> float:
-        asked = (tuple(request.prompt), request.sampling.seed)  # the prompt comes again in the next epoch
-        first.append(asked)
-        return seconds if asked == first[0] and request.completion == 2 else 0.0
+    def held(request: Request) -> bool:
+        first = engine.asked[0]
+        same = tuple(request.prompt) == tuple(first.prompt) and request.sampling.seed == first.sampling.seed
+        return same and request.completion == 2 and engine.policy_version < until
 
-    return of
+    engine.held = held
+    return engine
 
 
 def test_a_slow_prompt_holds_no_step_back_and_trains_when_it_is_there(start: Path, tmp_path: Path) -> None:
-    loop = async_loop(start, tmp_path, staleness=3, engine=TimedEngine(60, slow_first(0.8)), steps=6)
+    loop = async_loop(start, tmp_path, staleness=3, engine=slow_first(until=2), steps=6)
     update = loop.hooks.after_update
-    loop.hooks = replace(loop.hooks, after_update=lambda trees, index: time.sleep(0.4) or update(trees, index))
+    loop.hooks = replace(loop.hooks, after_update=lambda trees, index: time.sleep(0.3) or update(trees, index))
     run(loop)
     check_run(loop, tmp_path)
     slow = lines(tmp_path, "rollouts.jsonl")
     first_asked = async_source(loop).setup.prompts[async_source(loop).setup.order.at(0)[0]].task
     steps = [line["step"] for line in slow if line["row"] == str(first_asked.row) and line["versions"][0] == 0]
     assert set(steps) <= {3, 4} and len(steps) == COMPLETIONS
-    assert {tuple(line["versions"]) for line in slow if line["step"] == steps[0] and line["versions"][0] == 0}
+    versions = {tuple(line["versions"]) for line in slow if line["step"] == steps[0] and line["versions"][0] == 0}
+    assert versions == {(0, 0), (0, 2)}
     assert sum(values(loop, "groups_dropped_stale")) == 0
 
 
 def test_a_group_that_is_too_old_is_dropped_counted_and_another_asked(start: Path, tmp_path: Path) -> None:
-    engine = TimedEngine(60, slow_first(1000.0))  # it would never end
+    engine = slow_first(until=1000)  # it would never end
     loop = async_loop(start, tmp_path, staleness=1, engine=engine, steps=5)
     run(loop)
     check_run(loop, tmp_path)
@@ -153,9 +156,7 @@ def test_a_group_that_is_too_old_is_dropped_counted_and_another_asked(start: Pat
 
 
 def test_a_late_group_is_waited_for_where_the_stage_says_so(start: Path, tmp_path: Path) -> None:
-    loop = async_loop(
-        start, tmp_path, engine=TimedEngine(60, slow_first(1.5)), staleness=1, steps=4, rollout={"late": "wait"}
-    )
+    loop = async_loop(start, tmp_path, engine=slow_first(until=1), staleness=1, steps=4, rollout={"late": "wait"})
     run(loop)
     check_run(loop, tmp_path)
     assert sum(values(loop, "groups_dropped_stale")) == 0
@@ -344,6 +345,7 @@ def test_the_source_is_the_one_of_its_mode(start: Path, tmp_path: Path) -> None:
     assert type(source_of(loop_of(start, tmp_path / "b", rollout="async"))).__name__ == "AsyncSource"
 
 
+@pytest.mark.slow
 def test_of_several_ranks_one_has_the_queue_and_all_train_on_its_groups(start: Path, tmp_path: Path) -> None:
     (first, asked), (second, of_the_other) = ranks(2).run(groups_of_ranks, str(start), str(tmp_path))
     assert first == second and len(first) == 2 and len(first[0]) == PROMPTS * COMPLETIONS
