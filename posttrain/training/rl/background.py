@@ -17,7 +17,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -26,6 +26,8 @@ from posttrain.training.rl.group_queue import LiveGroup
 from posttrain.training.rl.rollouts import Group
 
 T = TypeVar("T")
+SCORING_SECONDS = 5.0
+"""For which a group that is being scored holds up the end of a run."""
 Finish = Callable[[LiveGroup, Sequence[Completion]], Group]
 """From completions to a scored group; called in a thread of its own."""
 
@@ -150,6 +152,7 @@ class Background:
         self._changed = asyncio.Event()
         self._scorers = ThreadPoolExecutor(scored_at_once, thread_name_prefix="posttrain-score")
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._scoring: set[Future[Group]] = set()
         self._error: BaseException | None = None
         self._closed = False
         self.meter = LoadMeter()
@@ -178,12 +181,14 @@ class Background:
             self.meter.stand_still(True)
 
     def close(self) -> None:
-        """End everything; what has been sampled is lost with it, what has been scored is on disk."""
+        """End everything; what has been sampled is lost with it, what has been scored is on disk. A group that is being
+        scored is waited for, if it does not take long: a reward may never return."""
         if self._closed:
             return
         self._closed = True
         self._loop.run(self._cancel(list(self._tasks)))
         self._scorers.shutdown(wait=False, cancel_futures=True)
+        wait(list(self._scoring), timeout=SCORING_SECONDS)
         self._loop.close()
 
     # ------------------------------------------------------------ on the loop
@@ -204,7 +209,10 @@ class Background:
                 # The others of its group would be sampled for nobody.
                 await self._cancel(asked)
                 raise
-        one.group = await asyncio.get_running_loop().run_in_executor(self._scorers, self._finish, one, completions)
+        scoring = self._scorers.submit(self._finish, one, completions)
+        self._scoring.add(scoring)
+        scoring.add_done_callback(self._scoring.discard)
+        one.group = await asyncio.wrap_future(scoring)
         self._changed.set()
 
     async def _complete(self, request: Request) -> Completion:
