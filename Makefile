@@ -1,6 +1,7 @@
 # make demo    set up, then run the quickstart      make check   lint and types
 # make test    set up, then run all tests           make bench   measure against TRL (installs it apart)
 # make ecosystem   other people's clients (openai, lm-eval, inspect-ai, its-hub; installed apart) against `posttrain serve`
+# make test-vllm   a real vLLM on the CPU, installed apart: its servers against our engines
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 USER_READY := $(VENV)/.installed
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-quick check format bench ecosystem clean
+.PHONY: demo test test-quick test-vllm check format bench ecosystem clean
 
 $(USER_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -58,5 +59,20 @@ $(CLIENTS_READY): tests/ecosystem/requirements.txt pyproject.toml
 ecosystem: $(READY) $(CLIENTS_READY)
 	POSTTRAIN_COMMAND=$(BIN)/posttrain $(CLIENTS) -m pytest -m ecosystem tests/ecosystem
 
+# vLLM pins its own torch and much else, so its servers have an environment of their own; the tests run in ours. torch
+# comes first, from the same place as ours. What is built for another torch, and serves pictures and sound, goes again.
+VLLM_READY := $(VENV)-vllm/.ready
+VLLM := $(VENV)-vllm/bin/python
+
+$(VLLM_READY): tests/vllm/requirements.txt
+	$(PYTHON) -m venv $(VENV)-vllm
+	$(VLLM) -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VLLM) -m pip install --quiet --disable-pip-version-check -r tests/vllm/requirements.txt
+	$(VLLM) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $(VLLM_READY)
+
+test-vllm: $(READY) $(VLLM_READY)
+	POSTTRAIN_VLLM_PYTHON=$(VLLM) $(BIN)/python -m pytest -m vllm tests/vllm
+
 clean:
-	rm -rf $(VENV) $(VENV)-peer $(VENV)-ecosystem build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-peer $(VENV)-ecosystem $(VENV)-vllm build dist *.egg-info

@@ -15,6 +15,7 @@
     |-- PreflightError     an identity of the run does not hold
     |-- RewardError        a reward function failed, or gave what is no reward
     |-- EngineError        an engine for rollouts cannot be reached, or answers nonsense
+    |   `-- ServerLostError    its server died, went away or was restarted; another one may be asked
     |-- TrainingError      a run had to stop
     |   |-- NonFiniteError     a loss or gradient is NaN or infinite; nothing was updated
     |   |-- MemoryLimitError   the machine's memory does not hold the step
@@ -165,6 +166,10 @@ class RewardError(PosttrainError):
 
 class EngineError(PosttrainError):
     """An engine for rollouts cannot be reached, died, or answers what its interface does not allow."""
+
+
+class ServerLostError(EngineError):
+    """The engine's server went away, died or was restarted; what it had been asked may be asked of another."""
 
 
 class TrainingError(PosttrainError):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 # Only for annotations: what reads a run's metrics loads no torch.
 if TYPE_CHECKING:
@@ -216,7 +216,49 @@ class ExplainedVariance:
         return 1.0 - float(self.residual.squares) / squares if squares else float("nan")
 
 
-Metric = Mean | Total | Maximum | Deviation | EffectiveSize | ExplainedVariance
+@dataclass(frozen=True, slots=True)
+class Quantile:
+    """A quantile of many values from 0 up, to 1 % of itself: Quantile.of(tensor([0.1, 0.2, 9.0]), 0.5).value is 0.2.
+
+    Values are counted in bins whose edges grow by 2 % (the sketch of Masson, Rim and Lee 2019, arXiv:1908.10693), so
+    that it merges exactly, over micro-batches and ranks, and is as large for a million values as for ten.
+    """
+
+    share: float
+    counts_K: Tensor
+    """How many values each bin has."""
+
+    GROWTH: ClassVar[float] = 1.02
+    LEAST: ClassVar[float] = 1e-8
+    """What is not above counts as 0."""
+    BINS: ClassVar[int] = 1_280
+    """Up to 1e3."""
+
+    @classmethod
+    def of(cls, values_N: Tensor, share: float) -> Quantile:
+        """Of the values [N], none below 0. One that is NaN counts as the largest of all: it is no small number."""
+        found_N = values_N.detach().nan_to_num(nan=math.inf).clamp(min=cls.LEAST)
+        bins_N = ((found_N / cls.LEAST).log() / math.log(cls.GROWTH)).ceil().clamp(max=cls.BINS - 1).long()
+        counts_K = bins_N.new_zeros(cls.BINS)
+        return cls(share, counts_K.index_add(0, bins_N, bins_N.new_ones(bins_N.shape)))
+
+    def merge(self, other: Quantile) -> Quantile:
+        return Quantile(self.share, self.counts_K + other.counts_K)
+
+    @property
+    def value(self) -> float:
+        """NaN where nothing was counted."""
+        counts = self.counts_K.tolist()
+        # The place of the value below which `share` of the others lie, rounded down as in the paper.
+        place, below = math.floor(self.share * (sum(counts) - 1)), 0
+        for number, count in enumerate(counts):
+            below += count
+            if below > place and count:
+                return self.LEAST * self.GROWTH**number * 2 / (1 + self.GROWTH) if number else 0.0
+        return math.nan
+
+
+Metric = Mean | Total | Maximum | Deviation | EffectiveSize | ExplainedVariance | Quantile
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,13 +66,15 @@ class FakeEngine:
         if generation_config == "auto" and path.exists():
             told = json.loads(path.read_text())
             self.defaults |= {name: told[name] for name in NEUTRAL if told.get(name) is not None}
-        self.prefixes: dict[tuple[int, ...], torch.Tensor] = {}
-        """First logits after each prompt, as computed when it was first seen."""
+        self.prefixes: dict[tuple[Any, ...], torch.Tensor] = {}
+        """First logits after each prompt and salt, as computed when it was first seen."""
         self.asleep: set[str] = set()
         self.label = "default"
         self.abort = threading.Event()
         self.noop_sync = False
         """The planted fault: weights are acknowledged and not loaded."""
+        self.packs_tied_head = False
+        """As vLLM 0.32 on a CPU does: of a tied pair, the projection's packed copy stays when weights are reloaded."""
 
     # ------------------------------------------------------------ sampling
 
@@ -106,7 +108,7 @@ class FakeEngine:
             if self.abort.is_set():
                 output.finish = "abort"
                 break
-            logits = self._next(prompt, output.ids)
+            logits = self._next(prompt, output.ids, asked.get("cache_salt"))
             chosen, told = self._draw(logits, prompt, output.ids, asked, generator)
             output.ids.append(chosen)
             output.logprobs.append(max(float(told[chosen]), -9999.0))
@@ -126,10 +128,10 @@ class FakeEngine:
         output.finish = output.finish or "length"
         yield output
 
-    def _next(self, prompt: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
+    def _next(self, prompt: Sequence[int], answer: Sequence[int], salt: str | None) -> torch.Tensor:
         if answer:
             return self.logits([*prompt, *answer])[-1]
-        return self.prefixes.setdefault(tuple(prompt), self.logits(prompt)[-1]).clone()
+        return self.prefixes.setdefault((salt, *prompt), self.logits(prompt)[-1]).clone()
 
     def _draw(
         self,
@@ -172,6 +174,12 @@ class FakeEngine:
         if self.noop_sync:
             return
         fresh = AutoModelForCausalLM.from_pretrained(weights_path, dtype=torch.float32)
+        head = self.model.get_output_embeddings()
+        if self.packs_tied_head and self.model.config.tie_word_embeddings:
+            packed = head.weight.detach().clone()
+            head.weight = torch.nn.Parameter(packed)
+            self.model.load_state_dict({**fresh.state_dict(), "lm_head.weight": packed.clone()})
+            return
         self.model.load_state_dict(fresh.state_dict())
 
     def sleep(self, level: int) -> None:
@@ -192,12 +200,14 @@ class FakeEngine:
 class FakeServer:
     """vLLM's HTTP interface on a free port, with faults to plant."""
 
-    def __init__(self, folder: Path, *, port: int = 0, labels: bool = True, **options: Any):
+    def __init__(self, folder: Path, *, port: int = 0, labels: bool = True, name: str = "tiny", **options: Any):
+        self.name = name
         self.engine = FakeEngine(folder, **options)
         self.folder = folder
         self.labels = labels
-        """Whether it has /weight_info, which older servers lack."""
+        """Whether it has /weight_info and /abort_requests, which older servers lack."""
         self.requests: list[tuple[str, dict[str, Any]]] = []
+        self._queries: list[tuple[str, dict[str, list[str]]]] = []
         self.mangle: Callable[[dict[str, Any]], Any] | None = None
         """Applied to each answer of /v1/completions before it is sent; text is sent as it is."""
         self.drop = 0
@@ -207,6 +217,8 @@ class FakeServer:
         self.dies_after: int | None = None
         """Requests of /v1/completions that are still answered; the next kills the server."""
         self.on_completion: Callable[[], None] | None = None
+        self.keeps_cache = False
+        """Whether a request holds a part of the cache, so that it is not emptied; vLLM answers 200 all the same."""
         self.hung_up = 0
         """Requests of /v1/completions whose client had closed the connection before its answer was there."""
         self._lock = threading.Lock()
@@ -250,12 +262,16 @@ class FakeServer:
     def bodies(self, path: str) -> list[dict[str, Any]]:
         return [body for asked, body in self.requests if asked == path]
 
+    def queries(self, path: str) -> list[dict[str, list[str]]]:
+        return [query for asked, query in self._queries if asked == path]
+
     # ------------------------------------------------------------ one request
 
     def _handle(self, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
         url = urlsplit(handler.path)
         with self._lock:
             self.requests.append((url.path, body))
+            self._queries.append((url.path, parse_qs(url.query)))
             if self._hangs_up(url.path):
                 handler.close_connection = True
                 handler.connection.shutdown(socket.SHUT_RDWR)
@@ -303,12 +319,19 @@ class FakeServer:
     def _answer(self, path: str, query: dict[str, list[str]], body: dict[str, Any]) -> tuple[int, Any]:
         engine = self.engine
         if path == "/v1/models":
-            return 200, {"data": [{"id": "tiny", "max_model_len": engine.model.config.max_position_embeddings}]}
+            return 200, {"data": [{"id": self.name, "max_model_len": engine.model.config.max_position_embeddings}]}
+        if path == "/health":
+            return 200, None
+        if path == "/abort_requests" and self.labels:
+            engine.abort.set()
+            with self._lock:  # what is in flight has ended
+                engine.abort.clear()
+            return 200, {"status": "aborted"}
         if path == "/v1/completions":
             if self.on_completion is not None:
                 self.on_completion()
             with self._lock:
-                return 200, self._complete(body)
+                return self._complete(body)
         if path == "/tokenize":  # a chat's prompt as vLLM builds it: by the folder's template and nothing else
             tokenizer = AutoTokenizer.from_pretrained(self.folder)
             values = body.get("chat_template_kwargs") or {}
@@ -328,8 +351,9 @@ class FakeServer:
             (engine.abort.set if query.get("mode") == ["abort"] else engine.abort.clear)()
             return 200, {"status": path}
         if path == "/reset_prefix_cache":
-            engine.prefixes.clear()
-            return 200, None
+            if not self.keeps_cache:
+                engine.prefixes.clear()
+            return 200, {"success": not self.keeps_cache}
         if path == "/sleep":
             engine.sleep(int(query["level"][0]))
             return 200, None
@@ -338,10 +362,12 @@ class FakeServer:
             return 200, None
         return 404, {"detail": "Not Found"}
 
-    def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        if body["model"] != "tiny":
-            raise ValueError(f"The model `{body['model']}` does not exist.")
+    def _complete(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if body["model"] != self.name:
+            return 404, {"error": {"message": f"The model `{body['model']}` does not exist.", "code": 404}}
         prompt = body["prompt"]
+        if len(body["stop"]) > 4:
+            raise ValueError("List should have at most 4 items after validation")
         told, named = None, body.get("return_tokens_as_token_ids")
         if body.get("prompt_logprobs") is not None:
             values = self.engine.prompt_logprobs(prompt)
@@ -365,7 +391,7 @@ class FakeServer:
             }
             for output in self.engine.sample(prompt, body)
         ]
-        return {"object": "text_completion", "model": "tiny", "choices": choices}
+        return 200, {"object": "text_completion", "model": self.name, "choices": choices}
 
 
 # ---------------------------------------------------------------- as a module

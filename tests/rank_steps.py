@@ -36,7 +36,7 @@ VOCAB = 97
 TREES = 13  # no multiple of a number of ranks
 
 REWARDS = (*OBJECTIVES, STEP_LABELS)
-OTHERS = ("sft", "sft+moe", "mix", "mix of coupled", "grpo+exact", "grpo+entropy", "ppo+shared", "gkd")
+OTHERS = ("sft", "sft+moe", "mix", "mix of coupled", "grpo+exact", "grpo+entropy", "grpo+masks", "ppo+shared", "gkd")
 NAMES: tuple[str, ...] = (
     *PAIRWISE,
     *FEEDBACK,
@@ -121,7 +121,7 @@ def _subject(name: str, dtype: torch.dtype) -> tuple[TreeModel, Algorithm, Refer
     policy = Policy(tiny_model(arch, vocab=VOCAB, dtype=dtype, **extra))
     reference = LiveReference(policy)
     _moved(policy)
-    if name in ONLINE or name in ("grpo+exact", "grpo+entropy", "ppo+shared", "gkd"):
+    if name.partition("+")[0] in ONLINE or name == "gkd":
         return _online(name, policy, reference)
     if name == "mix":
         objective = mix([("dpo", 0.7, {}), ("sft", 1.0, {})])
@@ -174,6 +174,10 @@ def _online(
         described["teacher"] = "smollm2-135m-instruct"  # a name that the record needs; nothing loads it here
     if how == "exact":
         described["choices"] = {"kl": "exact", "kl_place": "loss"}
+    if how == "masks":
+        masks = {"token_mask": "ratio", "sequence_mask": "geometric", "outliers": "drop"}
+        bands = {"token_low": 0.9, "geometric_low": 0.95, "geometric_high": 1.05}
+        described["choices"] = {"correction": "sequence_truncated", **masks, "parameters": bands}
     if how == "entropy":
         described["entropy_weight"] = 0.01
     stage = stage_of(described)
@@ -210,6 +214,8 @@ def _columned(policy: Policy) -> list[TokenTree]:
                 "reference_logprobs": own + draw.normal(0, 0.3, len(own)),
                 "sampler_logprobs": own + draw.normal(0, 0.1, len(own)),
                 "teacher_logprobs": own + draw.normal(0, 0.3, len(own)),
+                # Of some ages a rank has no token.
+                "staleness": np.full(len(own), float(len(trees) // 5)),
                 "values": np.where(mask, draw.normal(size=len(own)), np.nan),
                 "returns": np.where(mask, draw.normal(size=len(own)), np.nan),
             }

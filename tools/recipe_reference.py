@@ -20,7 +20,7 @@ from posttrain.config.custom import CustomStage
 from posttrain.config.distil import Distil, DistilFilters
 from posttrain.config.diversity import AnyDiversity
 from posttrain.config.embeddings import AnyEmbedding
-from posttrain.config.engines import ENGINES
+from posttrain.config.engines import ENGINES, LaunchSettings
 from posttrain.config.explain import fields_of, records_in, tag_of
 from posttrain.config.meanings import meaning_of
 from posttrain.config.merge_measures import BarrierSettings, WeightSearch
@@ -110,6 +110,7 @@ def sampling_stages() -> list[str]:
         *group("sampling", online.RolloutSampling),
         *[part for kind in ENGINES for part in group(f"engine: {{kind: {tag_of(kind)}}}", kind, ("kind",))],
         *[part for kind in ROLLOUTS for part in group(f"rollout: {{mode: {tag_of(kind)}}}", kind, ("mode",))],
+        *group("engine.launch", LaunchSettings),
         *group("curriculum: {kind: pass_rate}", PassRateCurriculum, ("kind",)),
         *group("choices", online.Choices),
         *group("examine", online.HeldOutTasks),

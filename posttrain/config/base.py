@@ -16,12 +16,12 @@ from posttrain.config.adapters import (
     PTuning,
     QLoRA,
 )
+from posttrain.config.compute import Compute
 from posttrain.config.mixing import check_measured
 from posttrain.config.new_tokens import NewToken, require_distinct
 from posttrain.config.settings import (
     AlarmSettings,
     Checkpoints,
-    Compute,
     Data,
     Export,
     Log,

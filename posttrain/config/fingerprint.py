@@ -29,6 +29,8 @@ from posttrain.runs.differences import (
 )
 
 NO_REPAIRS = RepairSettings().model_dump(mode="json")
+CHOICES_YOUNGER = ("token_mask", "sequence_mask", "outliers", "proximal")
+"""Choices that came after the hash: stages of older runs, which made none of them, keep theirs."""
 VERSION = 1
 """Raised when stages begin to compute something else from the same settings."""
 
@@ -52,6 +54,10 @@ def stage_fingerprint(
         else:
             for younger in ("sources", "mixing", "temperature", "epoch"):
                 settings[key].pop(younger, None)
+    choices = settings.get("choices") or {}
+    for younger in CHOICES_YOUNGER:
+        if younger in choices and choices[younger] is None:
+            del choices[younger]
     if not settings.get("tokens"):
         settings.pop("tokens", None)  # younger than the hash, too
     for group in (settings, settings.get("examine") or {}):
@@ -71,6 +77,8 @@ def stage_fingerprint(
     for group, keys in (("compute", COMPUTE_WITHOUT_EFFECT), ("export", EXPORT_WITHOUT_EFFECT)):
         for key in keys:
             settings.get(group, {}).pop(key, None)
+    if settings.get("compute", {}).get("gather") == "auto":
+        del settings["compute"]["gather"]  # younger than the hash, too
     for group in (settings, settings.get("make") or {}):
         for name in TEACHERS:
             if isinstance(teacher := group.get(name), dict):

@@ -10,13 +10,14 @@ Units are in the names: a step samples `prompts_per_step` x `completions_per_pro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, create_model, model_validator
 
 from posttrain.arguments import checked_text
 from posttrain.config.fields import parameter_field
-from posttrain.config.rollout import AsyncRollout
+from posttrain.config.rollout import require_weighed
 from posttrain.config.sampled import (
     ONLINE_RATE,
     HeldOutTasks,
@@ -68,7 +69,17 @@ class Choices(Settings):
     kl_place: str | None = None
     """`loss` or `reward`."""
     correction: str | None = None
-    """`truncated` weighs each token by how much likelier the trainer finds it than the engine did, up to a cap."""
+    """`truncated` weighs each token by how much likelier the trainer finds it than the engine did, up to a cap;
+    `sequence_truncated` all tokens of a response by the product; `none`."""
+    token_mask: str | None = None
+    """Takes out tokens on which trainer and engine differ too much, by their `ratio` (IcePop) or by their
+    `total_variation` (DPPO); `none`."""
+    sequence_mask: str | None = None
+    """Takes out responses, by the `geometric` mean of their tokens' ratios or by their `product`; `none`."""
+    outliers: str | None = None
+    """`drop` takes out a response that has one token whose ratio is beyond all rounding; `keep`."""
+    proximal: str | None = None
+    """What ratios start from: the `trainer`'s policy at the step's start, or the `sampler`'s, the engine's."""
     groups: str | None = None
     """Groups whose rewards are all equal: `keep` them, `drop` them, or `resample` others in their place."""
     shaping: str | None = None
@@ -92,7 +103,11 @@ class OnlineStage(SamplingStage):
     @property
     def row(self) -> OnlineRow:
         """The method's row with the stage's choices."""
-        return variant(ONLINE[self.method], **self.choices.made) if self.choices.made else ONLINE[self.method]
+        row = variant(ONLINE[self.method], **self.choices.made) if self.choices.made else ONLINE[self.method]
+        # Nothing else would weigh completions of older weights: ratios to the trainer's own begin at 1.
+        if self.off_policy and row.ratio != "none" and not row.needs_sampler:
+            return replace(row, proximal="sampler")
+        return row
 
     @property
     def parameters(self) -> dict[str, float]:
@@ -140,14 +155,7 @@ class OnlineStage(SamplingStage):
         """Whether the policy that trains is the one that sampled, so that every ratio is 1 and old log-probs are its
         own."""
         # From the second update on the policy has moved, and ratios are to the one that sampled.
-        # Under a correction the first update's ratios begin at the trainer's own policy, whoever sampled.
-        return self.updates_per_rollout == 1 and not self.ratio_to_sampler
-
-    @property
-    def ratio_to_sampler(self) -> bool:
-        """Whether ratios begin at the log-probs of the engine, which alone has those of the weights that sampled; a
-        correction weighs the difference out instead, and ratios begin at the trainer's own."""
-        return self.off_policy and not self.row.needs_sampler
+        return self.updates_per_rollout == 1
 
     @property
     def follows_kl(self) -> bool:
@@ -166,6 +174,7 @@ class OnlineStage(SamplingStage):
                 expected=error.expected,
                 remedy=error.remedy or "correct it",
             ) from None
+        require_weighed(self.method, row, self.rollout)
         # Its advantage would be 0 for every response: the run would go on, and learn nothing.
         if row.compares_groups and self.completions_per_prompt < 2:
             raise refuse(
@@ -184,21 +193,6 @@ class OnlineStage(SamplingStage):
                 f"{' with these choices' if self.choices.made else ''} is none",
                 expected="1",
                 remedy="write `updates_per_rollout: 1` without `prompts_per_update`, or `choices: {ratio: token}`",
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _stale_completions_are_weighed(self) -> Self:
-        row, rollout = self.row, self.rollout
-        if isinstance(rollout, AsyncRollout) and self.off_policy and row.one_update and not row.needs_sampler:
-            raise refuse(
-                "without a ratio, completions of older weights would train as if the policy had just sampled them",
-                path=("rollout", "max_staleness"),
-                found=f"max_staleness: {rollout.max_staleness}; {self.method}"
-                f"{' with these choices' if self.choices.made else ''} has neither a ratio nor a correction",
-                expected="a ratio, a correction, or max_staleness: 0",
-                remedy="write `choices: {correction: truncated}` or `choices: {ratio: token, surrogate: clip}`, or "
-                "`rollout: sync`",
             )
         return self
 

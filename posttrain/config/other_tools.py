@@ -59,6 +59,10 @@ OTHER_TOOLS: Mapping[str, str] = _by_name(
             "gradient_checkpointing gradient_checkpointing_kwargs enable_gradient_checkpointing"
         ),
         "compute.device": "use_cpu no_cuda device_map",
+        "compute.mesh, on several processes": (
+            "deepspeed fsdp fsdp_config fsdp_version fsdp_size zero_stage dp_shard dp_replicate hsdp_shard_dim"
+        ),
+        "compute.offload": "cpu_offload fsdp_offload_params offload_optimizer optim_cpu_offload param_offload",
         # What is written, and when
         "checkpoint.every_steps": "save_steps save_freq save_interval saves_per_epoch",
         "checkpoint.every_steps, a number of steps": "save_strategy",
@@ -162,11 +166,10 @@ NOT_HERE: Mapping[str, str] = _by_name(
         "a stage's model folder is what `huggingface-cli upload` takes": (
             "push_to_hub hub_model_id hub_token hub_strategy hub_private_repo export_hub_model_id"
         ),
-        "a run trains on one device": (
-            "deepspeed fsdp fsdp_config fsdp_version ddp_timeout ddp_find_unused_parameters local_rank zero_stage "
-            "tensor_parallel_size n_gpus_per_node nnodes sequence_parallel_size context_parallel_size "
-            "accelerator_config"
+        "how many processes there are is the launcher's to say": (
+            "ddp_timeout ddp_find_unused_parameters local_rank n_gpus_per_node nnodes accelerator_config"
         ),
+        "a layer computes whole on each rank": "tensor_parallel_size sequence_parallel_size context_parallel_size",
         "the same command goes on from the last checkpoint; `--fresh` starts anew": (
             "resume_from_checkpoint auto_resume_from_checkpoints overwrite_output_dir load_checkpoint resume_mode"
         ),

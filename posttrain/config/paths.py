@@ -130,14 +130,25 @@ class _Files:
             changes["rewards"] = self._rewards(stage.rewards, (*here, "rewards"))
             judges = self._rewards(stage.examine.rewards, (*here, "examine", "rewards"))
             changes["examine"] = stage.examine.model_copy(update={"rewards": judges})
-            engine = stage.engine
-            if isinstance(engine, VLLMServedSettings) and engine.weights_folder is not None:
-                path = self._base((*here, "engine", "weights_folder")) / Path(engine.weights_folder).expanduser()
-                changes["engine"] = engine.model_copy(update={"weights_folder": str(path.resolve())})
+            if isinstance(stage.engine, VLLMServedSettings):
+                changes["engine"] = self._served(stage.engine, (*here, "engine"))
         teacher = vars(stage).get("teacher")  # a key of the methods that have one
         if isinstance(teacher, str):
             changes["teacher"] = self.model(teacher, (*here, "teacher"))
         return stage.model_copy(update=changes)
+
+    def _served(self, engine: VLLMServedSettings, here: KeyPath) -> VLLMServedSettings:
+        changes: dict[str, object] = {}
+        if engine.weights_folder is not None:
+            path = self._base((*here, "weights_folder")) / Path(engine.weights_folder).expanduser()
+            changes["weights_folder"] = str(path.resolve())
+        launch = engine.launch
+        # A bare name is looked for on the PATH.
+        if launch is not None and launch.python is not None and "/" in launch.python:
+            path = self._base((*here, "launch", "python")) / Path(launch.python).expanduser()
+            # Links are kept: the python of an environment is one to the system's, which has none of its packages.
+            changes["launch"] = launch.model_copy(update={"python": os.path.abspath(path)})
+        return engine.model_copy(update=changes)
 
     def of_suite(self, suite: AnySuite, here: KeyPath) -> AnySuite:
         changes: dict[str, object] = {"prompts": self._file(suite.prompts, (*here, "prompts"))}

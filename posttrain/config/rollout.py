@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from posttrain.config.values import Int, Settings, refuse
+from posttrain.losses.online import OnlineRow
 
 
 class SyncRollout(Settings):
@@ -47,6 +48,22 @@ class AsyncRollout(Settings):
     scored_at_once: Int = Field(default=1, ge=1)
     """Prompts whose completions are scored at a time, beside the training. Above 1 the rewards have to be safe to call
     from several threads."""
+
+
+def require_weighed(method: str, row: OnlineRow, rollout: Settings) -> None:
+    """Refuses a row that would take completions of older weights for the policy's own."""
+    if not isinstance(rollout, AsyncRollout) or not rollout.max_staleness:
+        return
+    if row.one_update and not row.needs_sampler:
+        raise refuse(
+            "without a ratio, completions of older weights would train as if the policy had just sampled them",
+            path=("rollout", "max_staleness"),
+            found=f"max_staleness: {rollout.max_staleness}; {method} with these choices has neither a ratio nor a "
+            "correction",
+            expected="a ratio, a correction, or max_staleness: 0",
+            remedy="write `choices: {correction: truncated}` or `choices: {ratio: token, surrogate: clip}`, or "
+            "`rollout: sync`",
+        )
 
 
 def _by_name(value: Any) -> Any:

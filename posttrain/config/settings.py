@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from posttrain.config.mixing import READS, Mixing, Moment, check_mixture, source_name, spread_keys
 from posttrain.config.repairs import RepairSettings
-from posttrain.config.values import AutoBool, AutoInt, Float, Int, Settings, choose, is_changed, listed, refuse
+from posttrain.config.values import AutoBool, Float, Int, Settings, choose, is_changed, listed, refuse
 from posttrain.data.encoder_settings import TrainOn
 from posttrain.data.formats import FORMATS
 from posttrain.data.templates.clock import TODAY, date_of
@@ -289,22 +289,6 @@ class OptimizerSettings(Settings):
         if not all(0 <= beta < 1 for beta in betas):
             raise refuse("a beta lies outside 0 <= beta < 1", remedy="write `betas: [0.9, 0.95]`", found=list(betas))
         return betas
-
-
-class Compute(Settings):
-    """How a step is computed; none of it changes what is computed, but for `precision`."""
-
-    tokens_per_microbatch: AutoInt = "auto"
-    """Tokens that go through the model at once; `auto` fits them to the machine's memory. No gradient depends on it."""
-    # No fp16: without loss scaling its gradients underflow to 0, and training would go on with them.
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the forward pass; the weights stay fp32. `auto`: bf16 where the hardware gains by it."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
-    logprobs: Literal["auto", "tree", "padded"] = "auto"
-    """`tree` computes a shared prompt once, `padded` is the plain way; `auto` takes tree where the two agree."""
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
-    """`auto`, `cpu`, `cuda`, `cuda:1` or `mps`."""
 
 
 class Checkpoints(Settings):

@@ -25,6 +25,7 @@ from posttrain.diagnostics.policy_checks import (
     KLBounds,
     NegativeKL,
     SamplerMismatch,
+    StaleRatios,
 )
 from posttrain.diagnostics.reward_checks import RewardCollapse, RewardOverconfidence
 
@@ -277,6 +278,7 @@ _ONLINE: tuple[OnlineAlarmCheck, ...] = (
     NoRewards(),
     NoRewardSignal(),
     SamplerMismatch(),
+    StaleRatios(),
     NegativeKL(),
     RewardHacking(),
     LengthHacking(),

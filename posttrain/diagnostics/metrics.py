@@ -16,7 +16,7 @@ from typing import Any
 from posttrain.diagnostics.metric_info import Better, MetricInfo
 from posttrain.diagnostics.online_metrics import ONLINE_METRICS
 from posttrain.diagnostics.rollout_metrics import ROLLOUT_METRICS
-from posttrain.outputs import Deviation, EffectiveSize, ExplainedVariance, Maximum, Mean, Metric, Total
+from posttrain.outputs import Deviation, EffectiveSize, ExplainedVariance, Maximum, Mean, Metric, Quantile, Total
 
 __all__ = ["METRICS", "Better", "MetricInfo", "counts", "merge", "perplexity", "values"]
 
@@ -50,6 +50,8 @@ def _merge_two(name: str, first: Metric, second: Metric) -> Metric:
     if isinstance(first, EffectiveSize) and isinstance(second, EffectiveSize):
         return first.merge(second)
     if isinstance(first, ExplainedVariance) and isinstance(second, ExplainedVariance):
+        return first.merge(second)
+    if isinstance(first, Quantile) and isinstance(second, Quantile):
         return first.merge(second)
     # Not settled by a rule: a name that is a mean here and a total there is two measurements in one curve.
     raise TypeError(f"metric {name!r} is both a {type(first).__name__} and a {type(second).__name__}")

@@ -12,6 +12,21 @@ def _kl(kind: str, of: str, note: str) -> MetricInfo:
     return MetricInfo(f"KL, sampled {kind}, {of}", "nats/token", "none", note)
 
 
+def _stale(steps: int) -> dict[str, MetricInfo]:
+    which = f"{steps} steps old or older" if steps == 4 else f"{steps} step{'' if steps == 1 else 's'} old"
+    return {
+        f"sampler_kl_stale_{steps}": MetricInfo(
+            f"KL, engine to trainer, {which}",
+            "nats/token",
+            "down",
+            f"`sampler_kl` of the tokens whose oldest weights were {which}; only where sampling runs ahead.",
+        ),
+        f"sampler_effective_size_stale_{steps}": MetricInfo(
+            f"Effective sample, {which}", "share", "up", f"`sampler_effective_size` of the tokens that are {which}."
+        ),
+    }
+
+
 _OLD = "of the policy that sampled to the policy now"
 _REFERENCE = "of the policy to its reference"
 _TEACHER = "of the policy to its teacher"
@@ -89,13 +104,14 @@ ONLINE_METRICS: Mapping[str, MetricInfo] = MappingProxyType(
             "none",
             "KL(policy || reference) over the whole vocabulary, at a sample of the tokens.",
         ),
-        # Engine and trainer have the same weights here; off-policy drift is in `ratio_*`, and a gap between the two
-        # programs must not hide in it.
+        # What the updates of a rollout move is in `ratio_*`; a gap between the two programs, or weights that are older
+        # than the step's start, must not hide in it.
         "sampler_ratio_mean": MetricInfo(
             "Sampler ratio, mean",
             "",
             "none",
-            "Mean of trainer / engine probability of the sampled tokens, same weights; 1 if both compute alike.",
+            "Mean of trainer / engine probability of the sampled tokens, the trainer's at the step's start; 1 if both "
+            "compute alike, and on average also where sampling ran ahead.",
         ),
         "sampler_ratio_max": MetricInfo("Sampler ratio, largest", "", "none", "The largest of them, raw."),
         "sampler_gap_max": MetricInfo(
@@ -105,7 +121,19 @@ ONLINE_METRICS: Mapping[str, MetricInfo] = MappingProxyType(
             "KL, engine to trainer",
             "nats/token",
             "down",
-            "KL(engine || trainer) of the same weights, by k3 on the sampled tokens; 0 if both compute alike.",
+            "KL(engine || trainer), by k3 on the sampled tokens; 0 if both compute alike with the same weights.",
+        ),
+        "sampler_kl_k1": MetricInfo(
+            "KL, engine to trainer, k1", "nats/token", "none", f"The same, by k1: log engine - log trainer. {_UNBIASED}"
+        ),
+        "sampler_gap_p50": MetricInfo(
+            "Sampler gap, median",
+            "nats",
+            "down",
+            "The median |log trainer - log engine| of a sampled token.",
+        ),
+        "sampler_gap_p99": MetricInfo(
+            "Sampler gap, 99th percentile", "nats", "down", "One sampled token in a hundred has a larger one."
         ),
         "sampler_clipped_share": MetricInfo(
             "Sampler ratio, clipped",
@@ -118,6 +146,31 @@ ONLINE_METRICS: Mapping[str, MetricInfo] = MappingProxyType(
             "share",
             "up",
             "(sum of w)^2 / (n sum of w^2) of the sampler ratios: the share of the tokens that the gradient rests on.",
+        ),
+        "sampler_effective_responses": MetricInfo(
+            "Sampler ratio, effective responses",
+            "share",
+            "up",
+            "The same of the products of whole responses: what the weights of sequences rest on.",
+        ),
+        **{name: info for steps in range(5) for name, info in _stale(steps).items()},
+        "masked_share": MetricInfo(
+            "Masked", "share", "down", "Share of the trained tokens that some rule of the corrections takes out."
+        ),
+        "masked_responses": MetricInfo(
+            "Masked responses", "share", "down", "Share of the responses that have no token left."
+        ),
+        "masked_by_token_mask": MetricInfo(
+            "Masked, as tokens", "share", "down", "Share of the trained tokens that `token_mask` takes out."
+        ),
+        "masked_by_sequence_mask": MetricInfo(
+            "Masked, as responses", "share", "down", "Share of the trained tokens that `sequence_mask` takes out."
+        ),
+        "masked_by_outliers": MetricInfo(
+            "Masked for an outlier",
+            "share",
+            "down",
+            "Share of the trained tokens in responses that `outliers: drop` takes out.",
         ),
         "value_loss": MetricInfo("Value loss", "", "down", "Half the squared error of the value model, clipped."),
         "value_clip_share": MetricInfo(

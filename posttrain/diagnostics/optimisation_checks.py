@@ -95,7 +95,8 @@ class DeadLearning:
     enough to know, and every further one is wasted, so the run ends there, whatever `alarms.on_critical` says. It does
     so too where the policy term alone has none (`policy_slope`), while a KL, an entropy or an auxiliary loss keeps the
     gradient's norm above 0. Not judged are steps that have nothing to learn from: advantages that are all 0 (the
-    rewards' business, `no_reward_signal`), pairs that are all separated, a loss of 0, no supervised token.
+    rewards' business, `no_reward_signal`), pairs that are all separated, a loss of 0, no supervised token, or none that
+    the masks left (`stale_ratios`).
     """
 
     name: ClassVar[str] = "dead_learning"
@@ -108,6 +109,7 @@ class DeadLearning:
         "reward_accuracy",
         "advantage_magnitude",
         "supervised_tokens",
+        "masked_share",
         "loss",
     )
 
@@ -144,7 +146,8 @@ class DeadLearning:
         step, norm_then = norm
         then = {name: value for name in self.metrics if (value := history.at(name, step)) is not None}
         without_signal = then.get("advantage_magnitude") == 0
-        nothing_asked = then.get("supervised_tokens") == 0
+        # All taken out by the corrections' masks: `stale_ratios` says so when it lasts, and one such step is no defect.
+        nothing_asked = then.get("supervised_tokens") == 0 or then.get("masked_share") == 1
         # A hinge past its margin, or every answer known by heart. In a stage that samples a loss of 0 is no sign of it:
         # there advantages add up to 0.
         done = then.get("reward_accuracy") == 1.0 or ("advantage_magnitude" not in then and then.get("loss") == 0)

@@ -155,7 +155,14 @@ class NegativeKL:
     """
 
     name: ClassVar[str] = "negative_kl"
-    metrics: ClassVar[tuple[str, ...]] = ("kl_k1_reference", "kl_k1_old", "groups", "groups_trained")
+    metrics: ClassVar[tuple[str, ...]] = (
+        "kl_k1_reference",
+        "kl_k1_old",
+        "groups",
+        "groups_trained",
+        "staleness",
+        "sampler_kl_k1",
+    )
     needs: ClassVar[tuple[str, ...]] = ("kl_k1_reference",)
     absent: ClassVar[str] = REFERENCE
 
@@ -176,6 +183,10 @@ class NegativeKL:
         # E log(now / reference) under the policy that sampled is below 0 once updates have moved the policy; adding
         # log(old / now) turns it into log(old / reference), a KL again.
         values = [one + other for one, other in zip(reference, moved, strict=True)]
+        drifted = history.recent("sampler_kl_k1", RECENT)
+        if any(history.recent("staleness", RECENT)) and len(drifted) == len(values):
+            # So it is where sampling ran ahead: log(engine / old), with older weights on the engine's side.
+            values = [one + other for one, other in zip(values, drifted, strict=True)]
         now, error = mean(values[-self.window :]), noise(values, self.window)
         if -now <= max(self.least, self.sigmas * error):
             return None
@@ -227,11 +238,20 @@ class SamplerMismatch:
 
     The KL between the two is the measure, since a mean ratio is 1 even between strangers. In fp32 on one machine it is
     0 to seven digits; the bounds leave room for kernels that round differently in bf16 (Yao et al. 2025, "Your
-    efficient RL framework secretly brings you off-policy RL training", says what comes of it).
+    efficient RL framework secretly brings you off-policy RL training", says what comes of it). Where sampling runs
+    ahead, old tokens differ as they should, and only those of the newest weights are judged (`StaleRatios` has the
+    others).
     """
 
     name: ClassVar[str] = "sampler_mismatch"
-    metrics: ClassVar[tuple[str, ...]] = ("sampler_kl", "sampler_ratio_mean", "sampler_effective_size")
+    metrics: ClassVar[tuple[str, ...]] = (
+        "sampler_kl",
+        "sampler_ratio_mean",
+        "sampler_effective_size",
+        "staleness",
+        "sampler_kl_stale_0",
+        "sampler_effective_size_stale_0",
+    )
     needs: ClassVar[tuple[str, ...]] = ("sampler_kl",)
     absent: ClassVar[str] = "log-probs of the engine beside the trainer's (a row of docs/online.md)"
 
@@ -247,12 +267,15 @@ class SamplerMismatch:
     """Nats per token from which on it is critical."""
 
     def look(self, history: History) -> Detection | None:
-        columns = [history.recent(name, self.window) for name in self.metrics]
+        ahead = any(history.recent("staleness", self.window))
+        measured = ("sampler_kl_stale_0", "sampler_effective_size_stale_0") if ahead else self.metrics[:3]
+        columns = [history.recent(name, self.window) for name in measured]
         if min(map(len, columns)) < self.window:
             return None
         # Three measures, for each is blind to something: the ratio to differences that cancel, the KL to a few extreme
         # tokens, which the effective size sees.
-        kl, ratio, effective = map(mean, columns)
+        kl, *middle, effective = map(mean, columns)
+        ratio = middle[0] if middle else 1.0
         if kl <= self.kl and abs(ratio - 1) <= self.ratio and effective >= self.effective:
             return None
         return Detection(
@@ -262,5 +285,57 @@ class SamplerMismatch:
             evidence={"sampler_kl": kl, "sampler_ratio_mean": ratio, "sampler_effective_size": effective},
             remedy="the same temperature, precision and weights on both sides (`sync_gap`); `choices: {correction: "
             "truncated}` makes up for a small gap",
-            since=history.step_before("sampler_kl", self.window),
+            since=history.step_before(measured[0], self.window),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StaleRatios:
+    """The completions are of policies so far from the trainer's that little of a step still counts.
+
+    Two signs: the importance weights of a few tokens outweigh all others (Kish's effective sample), or the masks of the
+    corrections take most tokens out. Either way a step costs a whole rollout and learns from a part of it. How old
+    completions may be before that depends on the learning rate: it is drift that hurts, not age.
+    """
+
+    name: ClassVar[str] = "stale_ratios"
+    metrics: ClassVar[tuple[str, ...]] = ("sampler_effective_size", "masked_share", "staleness")
+    needs: ClassVar[tuple[str, ...]] = ("sampler_effective_size",)
+    absent: ClassVar[str] = "log-probs of the engine beside the trainer's (a row of docs/online.md)"
+
+    window: int = 5
+    effective: float = 0.5
+    """Least `sampler_effective_size` where sampling runs ahead; of the same weights `sampler_mismatch` has its own."""
+    masked: float = 0.5
+    """Largest share of the tokens that the masks may take out."""
+    critical_masked: float = 0.9
+    """From here on it is critical: next to nothing is left."""
+
+    def look(self, history: History) -> Detection | None:
+        sizes, masks = (history.recent(name, self.window) for name in self.metrics[:2])
+        staleness = history.recent("staleness", self.window)
+        ahead = bool(staleness) and mean(staleness) > 0
+        effective = mean(sizes) if ahead and len(sizes) == self.window else 1.0
+        masked = mean(masks) if len(masks) == self.window else 0.0
+        if effective >= self.effective and masked <= self.masked:
+            return None
+        # What is masked is named first: it is what the recipe chose, and can be widened there.
+        by_masks = masked > self.masked
+        age = f", completions {mean(staleness):.2g} steps old on average" if ahead else ""
+        what = (
+            f"the masks take {masked:.0%} of the tokens out"
+            if by_masks
+            else f"the importance weights leave an effective sample of {effective:.0%} of the tokens"
+        )
+        return Detection(
+            severity="critical" if masked > self.critical_masked else "warning",
+            message=f"{what} (mean of {self.window} steps{age}): most of a rollout teaches nothing",
+            evidence={"masked_share": masked, "sampler_effective_size": effective, "steps_old": mean(staleness or [0])},
+            remedy=("lower `max_staleness` or the learning rate" if ahead else "look at `sampler_kl` and `sync_gap`")
+            + (
+                ", or widen the band of the mask that `masked_by_...` names (`choices: {parameters: ...}`)"
+                if by_masks
+                else ", or mask what is far off (`choices: {correction: truncated, token_mask: ratio}`)"
+            ),
+            since=history.step_before("masked_share" if by_masks else "sampler_effective_size", self.window),
         )

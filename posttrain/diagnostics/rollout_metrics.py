@@ -116,6 +116,15 @@ ROLLOUT_METRICS: Mapping[str, MetricInfo] = MappingProxyType(
         "sync_gap": MetricInfo(
             "Sync gap", "nats/token", "down", "How far engine and trainer score the probe apart after the sync."
         ),
+        "engine_servers": MetricInfo(
+            "Servers that answer", "", "up", "Of the engine's, when the step had been sampled."
+        ),
+        "engine_restarts": MetricInfo(
+            "Servers lost and back", "", "down", "Times since the stage began that a server was lost and came back."
+        ),
+        "engine_asked_again": MetricInfo(
+            "Prompts asked again", "", "down", "Prompts since the stage began that a lost server had been asked."
+        ),
         "curriculum_pass_rate": MetricInfo(
             "Pass rate of the tasks drawn",
             "share",

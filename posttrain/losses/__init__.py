@@ -19,7 +19,8 @@ A loss trusts its row: parameters are checked once, before the first step, by th
     dynamic_beta.py  the row `beta_dpo`, which remembers earlier steps
     responses.py   what all of them see of a batch, and the statistics of a step that some need
     online.py      the online family, one literal row per algorithm: the third table
-    surrogates.py  its columns: ratio, surrogate, reduction, correction; online_fit.py says which go together
+    surrogates.py  its columns: ratio, surrogate, reduction; online_fit.py says which go together
+    corrections.py its columns for tokens that another policy sampled: weights, masks, what ratios start from
     policy.py      the loss of a batch of responses, by one of its rows; policy_metrics.py is what it reports
     value.py       the value model's loss
     custom.py      a user's own function of pairs or tokens

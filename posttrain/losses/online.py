@@ -7,7 +7,8 @@
     surrogate   ratio and advantage to a loss per token: clip, clipped weight, soft gate, plain policy gradient
     reduction   tokens to one number: token mean, mean of sequence means, constant length
     kl          the estimator that keeps the policy near its reference (`kl.py`), in the loss or in the reward
-    correction  weight of a token for the gap between the engine that sampled it and the trainer
+    correction, token_mask, sequence_mask, outliers, proximal
+                what becomes of tokens that another policy sampled than the one that trains     (`corrections.py`)
     groups      what becomes of groups without a signal; the rollout's business, as is the shaping of rewards
 
 The loss itself is `policy.py`. To add an algorithm, add a row to `ONLINE`; to change one in a recipe,
@@ -37,10 +38,18 @@ from types import MappingProxyType
 from typing import Literal
 
 from posttrain.errors import unknown
+from posttrain.losses.corrections import (
+    CORRECTION_PARAMETERS,
+    CORRECTIONS,
+    MASKS,
+    PROXIMAL,
+    correction_defaults,
+    mask_rules,
+)
 from posttrain.losses.kl import KL_TERMS
 from posttrain.losses.online_fit import require_fit
 from posttrain.losses.parameters import Parameter, resolve
-from posttrain.losses.surrogates import CORRECTIONS, RATIOS, REDUCTIONS, SURROGATES, Parameters
+from posttrain.losses.surrogates import RATIOS, REDUCTIONS, SURROGATES, Parameters
 
 EXACT = "exact"
 """The kind of KL that is summed over the vocabulary instead of estimated from the sampled token."""
@@ -66,6 +75,11 @@ class OnlineRow:
     """`none`, an estimator of `posttrain.losses.kl.KL_TERMS`, or `exact`."""
     kl_place: Literal["none", "loss", "reward"] = "none"
     correction: str = "none"
+    token_mask: str = "none"
+    sequence_mask: str = "none"
+    outliers: Literal["keep", "drop"] = "keep"
+    proximal: Literal["trainer", "sampler"] = "trainer"
+    """The policy that ratios start from: the trainer's at the step's start, or the engine's."""
     groups: Literal["keep", "drop", "resample"] = "keep"
     """What becomes of a group whose rewards are all equal."""
     shaping: Literal["none", "soft_overlong"] = "none"
@@ -85,6 +99,8 @@ class OnlineRow:
     @property
     def needs_old(self) -> bool:
         """Whether the loss reads the log-probs of the policy that sampled, as the trainer computes them."""
+        if self.proximal == "sampler":
+            return False
         # `k3_corrected` is weighted by π/π_old even where the surrogate has no ratio of its own.
         corrects_kl = self.kl_place == "loss" and self.kl in KL_TERMS and KL_TERMS[self.kl].needs_ratio
         return self.ratio != "none" or corrects_kl or self.needs_sampler
@@ -105,8 +121,14 @@ class OnlineRow:
         return self.advantage == "gae"
 
     @property
+    def masks(self) -> bool:
+        """Whether some tokens may be taken out."""
+        return any(mask.rejects is not None for mask in mask_rules(self).values())
+
+    @property
     def needs_sampler(self) -> bool:
-        return self.correction != "none"
+        """Whether the loss reads the engine's own log-probs."""
+        return self.correction != "none" or self.masks or self.proximal == "sampler"
 
     @property
     def compares_groups(self) -> bool:
@@ -296,7 +318,7 @@ PARAMETERS: Mapping[str, Parameter] = MappingProxyType(
         "kl_beta": Parameter("weight of the KL to the reference, per token", at_least=0.0),
         "kl_every": Parameter("exact KL at one of so many tokens of a response; 1 is all of them", at_least=1.0),
         "entropy_weight": Parameter("weight of the entropy bonus", at_least=0.0),
-        "importance_cap": Parameter("largest weight for the gap between sampler and trainer (C of TIS)", above=0.0),
+        **CORRECTION_PARAMETERS,
         "gamma": Parameter("discount of later rewards", at_least=0.0, at_most=1.0),
         "lam": Parameter("how far ahead GAE trusts sampled rewards over values", at_least=0.0, at_most=1.0),
         "value_clip": Parameter("how far a value may move from what it was; 0 is no clip", at_least=0.0),
@@ -318,7 +340,7 @@ def component_defaults(row: OnlineRow) -> dict[str, float]:
     found: dict[str, float] = {"entropy_weight": 0.0}
     found |= SURROGATES[row.surrogate].defaults
     found |= REDUCTIONS[row.reduction].defaults
-    found |= CORRECTIONS[row.correction].defaults
+    found |= correction_defaults(row)
     found |= ADVANTAGE_DEFAULTS.get(row.advantage, {})
     if row.kl_place != "none":
         # GRPO's, for a recipe that adds a KL to a row without one.
@@ -351,6 +373,8 @@ CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "kl": ("none", *KL_TERMS, EXACT),
         "kl_place": ("none", "loss", "reward"),
         "correction": tuple(CORRECTIONS),
+        **{column: tuple(rules) for column, rules in MASKS.items()},
+        "proximal": PROXIMAL,
         "groups": ("keep", "drop", "resample"),
         "shaping": ("none", "soft_overlong"),
     }

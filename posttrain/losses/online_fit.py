@@ -34,6 +34,12 @@ class Columns(Protocol):
     def kl_place(self) -> str: ...
 
     @property
+    def correction(self) -> str: ...
+
+    @property
+    def proximal(self) -> str: ...
+
+    @property
     def groups(self) -> str: ...
 
     @property
@@ -70,7 +76,33 @@ def require_fit(row: Columns) -> None:
             expected="k1, k2 or k3",
             remedy="k1 is the usual one",
         )
+    _require_proximal_fits(row)
     _require_rewards_fit(row)
+
+
+def _require_proximal_fits(row: Columns) -> None:
+    """Ratios that start from the engine's policy need a ratio, and weigh already what a correction would weigh."""
+    if row.proximal != "sampler":
+        return
+    if row.ratio in RATIOS and not RATIOS[row.ratio].moves:
+        raise ConfigError(
+            f"`proximal: sampler` says what ratios start from, and with `ratio: {row.ratio}` there are none",
+            where="proximal and ratio",
+            found=f"proximal sampler, ratio {row.ratio}",
+            expected=f"ratio {', '.join(_MOVING)}; or proximal trainer",
+            remedy="write `choices: {ratio: token, proximal: sampler}`, or `choices: {correction: truncated}` for a "
+            "weight without a ratio",
+        )
+    if row.correction != "none":
+        raise ConfigError(
+            f"`proximal: sampler` with `correction: {row.correction}` asks twice for the same weight: a ratio that "
+            "starts from the engine's policy has the engine's share in it already",
+            where="proximal and correction",
+            found=f"proximal sampler, correction {row.correction}",
+            expected="proximal trainer with a correction, or proximal sampler without one",
+            remedy=f"write `choices: {{correction: {row.correction}}}` (three policies), or "
+            "`choices: {proximal: sampler}` (two)",
+        )
 
 
 def _require_rewards_fit(row: Columns) -> None:

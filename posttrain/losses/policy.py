@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from posttrain.errors import ConfigError
+from posttrain.losses.corrections import Corrected, corrected
 from posttrain.losses.kl import KL_TERMS
 from posttrain.losses.online import OnlineRow
-from posttrain.losses.policy_metrics import Seen, per_branch, policy_metrics, slope_of
+from posttrain.losses.policy_metrics import Seen, mask_metrics, per_branch, policy_metrics, slope_of
 from posttrain.losses.reduce import loss_mean, over_denominator, token_metrics
-from posttrain.losses.surrogates import CORRECTIONS, RATIOS, REDUCTIONS, SURROGATES, Parameters
+from posttrain.losses.surrogates import RATIOS, REDUCTIONS, SURROGATES, Parameters
 from posttrain.outputs import LossOutput, Mean, Metric, TokenLogprobs
 from posttrain.types import Batch, Count
 
@@ -37,10 +38,11 @@ def policy_loss(
         policy: log-probs of the N trained tokens under the sampling temperature; with `entropy_N` where the entropy has
             a weight.
         batch: its columns `advantages`, `old_logprobs`, `reference_logprobs`, `sampler_logprobs` are read as the row
-            needs them; reference, sampler and `teacher_logprobs` are measured wherever they are there.
+            needs them; reference, sampler and `teacher_logprobs` are measured wherever they are there. `staleness`, in
+            steps, splits what is measured of the sampler.
         denominator: count of the whole step, over all micro-batches and ranks.
-        on_policy: the policy is still the one that sampled, so `old_logprobs` is not read: every ratio is 1, with its
-            gradient. True for the first update of a rollout only.
+        on_policy: the policy has the weights of the step's start, so `old_logprobs` is not read: every ratio is 1, with
+            its gradient. True for the first update of a rollout only; says nothing where ratios start from the engine.
 
     Returns:
         loss, metrics (`docs/online.md`), and per branch `logprob`, `advantage`, `ratio` and `length`.
@@ -57,7 +59,8 @@ def policy_loss(
     def share(values_N: Tensor) -> Tensor:
         return reduction.total(values_N, batch, parameters)
 
-    terms = {"policy_loss": share(_corrected(row, parameters, seen, tokens.loss_N))}
+    correction = _correction(row, parameters, seen)
+    terms = {"policy_loss": share(tokens.loss_N if correction is None else correction.of(tokens.loss_N))}
     total = teaching = terms["policy_loss"]
     if row.kl_place == "loss":
         terms["kl_loss"] = share(_kl_term(row, seen, policy, ratio_N))
@@ -69,6 +72,8 @@ def policy_loss(
     metrics: dict[str, Metric] = {"loss": loss_mean(total, own)}
     metrics |= {name: loss_mean(value, own) for name, value in terms.items()}
     metrics |= policy_metrics(seen, ratio_N.detach(), tokens, parameters.get("importance_cap"))
+    if correction is not None and correction.rejected:
+        metrics |= mask_metrics(correction, batch)
     if (slope_N := slope_of(teaching, seen.logprob_N)) is not None:
         metrics["policy_slope"] = Mean(slope_N.abs().sum(), batch.count.tokens)
     if policy.divergence_N is not None:
@@ -82,13 +87,10 @@ def policy_loss(
     )
 
 
-def _corrected(row: OnlineRow, parameters: Parameters, seen: Seen, loss_N: Tensor) -> Tensor:
-    """Each token's loss, weighted for the gap between the engine that sampled it and the trainer."""
-    weight = CORRECTIONS[row.correction].weight
-    if weight is None:
-        return loss_N
-    assert seen.gap_N is not None
-    return loss_N * weight(seen.gap_N, parameters)
+def _correction(row: OnlineRow, parameters: Parameters, seen: Seen) -> Corrected | None:
+    """What the row makes of tokens that the engine sampled from another policy than the trainer's."""
+    mismatch = seen.mismatch
+    return None if mismatch is None else corrected(row, parameters, mismatch)
 
 
 def _kl_term(row: OnlineRow, seen: Seen, policy: TokenLogprobs, ratio_N: Tensor) -> Tensor:
@@ -107,6 +109,8 @@ def _seen(row: OnlineRow, parameters: Parameters, policy: TokenLogprobs, batch: 
     """The batch's columns beside the policy's log-probs; what the row needs is there."""
     logprob_N, columns = policy.logprobs_N, batch.columns_N
     needed = {"advantages"}
+    # Ratios to the engine's policy are not 1 at the first update either: its weights or its rounding are others.
+    on_policy = on_policy and row.proximal == "trainer"
     needed |= {"old_logprobs"} if row.needs_old and not on_policy else set()
     needed |= {"reference_logprobs"} if row.kl_place == "loss" and not row.exact_kl else set()
     needed |= {"sampler_logprobs"} if row.needs_sampler else set()
@@ -135,7 +139,8 @@ def _seen(row: OnlineRow, parameters: Parameters, policy: TokenLogprobs, batch: 
         )
     carried = {name: values_N.detach().to(logprob_N) for name, values_N in columns.items()}
     # Ratios are then exactly 1, with the gradient of log π, and no second forward pass was needed for that.
-    old_N = logprob_N.detach() if on_policy else carried.get("old_logprobs")
+    proximal = "sampler_logprobs" if row.proximal == "sampler" else "old_logprobs"
+    old_N = logprob_N.detach() if on_policy else carried.get(proximal)
     return Seen(
         batch=batch,
         logprob_N=logprob_N,
@@ -145,4 +150,6 @@ def _seen(row: OnlineRow, parameters: Parameters, policy: TokenLogprobs, batch: 
         advantage_N=carried["advantages"],
         log_ratio_N=torch.zeros_like(logprob_N) if old_N is None else logprob_N - old_N,
         teacher_N=carried.get("teacher_logprobs"),
+        staleness_N=carried.get("staleness"),
+        from_sampler=row.proximal == "sampler",
     )

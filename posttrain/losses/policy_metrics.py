@@ -16,14 +16,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from posttrain.losses.corrections import Corrected, Mismatch
 from posttrain.losses.kl import k1, k2, k3
 from posttrain.losses.reduce import branch_sums, branch_tokens, mean_or_zero
 from posttrain.losses.surrogates import TokenLoss, bounded
-from posttrain.outputs import Deviation, EffectiveSize, Maximum, Mean, Metric
+from posttrain.outputs import Deviation, EffectiveSize, Maximum, Mean, Metric, Quantile
 from posttrain.types import Batch
 
 USUAL_CAP = 2.0
 """Beyond which ratio of sampler and trainer tokens are counted where no correction has a cap of its own."""
+QUANTILES = (0.5, 0.99)
+"""Of the sampler's gap: what a usual token has, and what the tail begins at, which a mean ratio of 1 hides."""
+OLDEST = 4
+"""Steps of staleness from which on tokens are measured together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,20 +39,39 @@ class Seen:
     logprob_N: Tensor
     """log π, with its gradient."""
     old_N: Tensor | None
-    """log of the policy that sampled, by the trainer."""
+    """log π_prox, from which ratios start: the trainer's at the step's start, or the engine's."""
     reference_N: Tensor | None
     sampler_N: Tensor | None
-    """log of the policy that sampled, by the engine."""
+    """log μ, of the policy that sampled, by the engine."""
     advantage_N: Tensor
     log_ratio_N: Tensor
     """log π - log π_old, with its gradient."""
     teacher_N: Tensor | None = None
     """Of the model that is learned from, where there is one."""
 
+    staleness_N: Tensor | None = None
+    """Steps between the weights that sampled a token and those at the step's start."""
+    from_sampler: bool = False
+    """Whether ratios start from the engine's policy."""
+
     @property
     def gap_N(self) -> Tensor | None:
-        """log π_old by the trainer minus by the engine: 0 but for arithmetic."""
-        return None if self.sampler_N is None or self.old_N is None else self.old_N - self.sampler_N
+        """log-prob by the trainer minus by the engine: 0 but for arithmetic where both have the same weights.
+
+        The trainer's at the step's start; where ratios start from the engine, its own now, for there is no other.
+        """
+        if self.sampler_N is None or self.old_N is None:
+            return None
+        return (self.logprob_N.detach() if self.from_sampler else self.old_N) - self.sampler_N
+
+    @property
+    def mismatch(self) -> Mismatch | None:
+        """What corrections are made from."""
+        gap_N = self.gap_N
+        if gap_N is None or self.sampler_N is None:
+            return None
+        change_N = self.logprob_N.detach().exp() - self.sampler_N.exp()
+        return Mismatch(gap_N, change_N, self.advantage_N, self.batch)
 
 
 def slope_of(term: Tensor, logprob_N: Tensor) -> Tensor | None:
@@ -86,7 +110,9 @@ def policy_metrics(seen: Seen, ratio_N: Tensor, tokens: TokenLoss, cap: float | 
     if seen.teacher_N is not None:
         metrics |= _kl_metrics(seen.logprob_N, seen.teacher_N, "teacher", count.tokens)
     if seen.gap_N is not None:
-        metrics |= _sampler_metrics(seen.gap_N, USUAL_CAP if cap is None else cap)
+        metrics |= _sampler_metrics(seen.gap_N, seen.batch, USUAL_CAP if cap is None else cap)
+        if seen.staleness_N is not None:
+            metrics |= _by_staleness(seen.gap_N, seen.staleness_N)
     return metrics
 
 
@@ -99,17 +125,57 @@ def _kl_metrics(sampling_N: Tensor, other_N: Tensor, against: str, count: int) -
     }
 
 
-def _sampler_metrics(gap_N: Tensor, cap: float) -> dict[str, Metric]:
+def _sampler_metrics(gap_N: Tensor, batch: Batch, cap: float) -> dict[str, Metric]:
     """The raw importance ratios between engine and trainer, before any correction."""
     weight_N, count = bounded(gap_N).exp(), gap_N.shape[0]
+    # A response's product is what a sequence's weight rests on; branches without a token have no weight.
+    weight_B = bounded(branch_sums(gap_N, batch)).exp()[branch_tokens(batch, gap_N) > 0]
+    distance_N = gap_N.abs()
     return {
         "sampler_ratio_mean": Mean(weight_N.sum(), count),
         "sampler_ratio_max": Maximum(_largest(weight_N)),
-        "sampler_kl": Mean((torch.expm1(bounded(gap_N)) - gap_N).sum(), count),  # k3 of KL(engine || trainer)
-        "sampler_gap_max": Maximum(_largest(gap_N.abs())),
+        "sampler_kl": Mean(_sampler_kl(gap_N).sum(), count),
+        "sampler_kl_k1": Mean(-gap_N.sum(), count),
+        "sampler_gap_max": Maximum(_largest(distance_N)),
+        **{f"sampler_gap_p{100 * share:.0f}": Quantile.of(distance_N, share) for share in QUANTILES},
         "sampler_clipped_share": Mean((weight_N > cap).sum(), count),
         "sampler_effective_size": EffectiveSize(weight_N.sum(), weight_N.square().sum(), count),
+        "sampler_effective_responses": EffectiveSize(weight_B.sum(), weight_B.square().sum(), weight_B.shape[0]),
     }
+
+
+def _sampler_kl(gap_N: Tensor) -> Tensor:
+    """k3 of KL(engine || trainer) at tokens that the engine sampled."""
+    return torch.expm1(bounded(gap_N)) - gap_N
+
+
+def _by_staleness(gap_N: Tensor, staleness_N: Tensor) -> dict[str, Metric]:
+    """KL and effective sample of the tokens of each staleness that the batch has: where drift begins to hurt."""
+    metrics: dict[str, Metric] = {}
+    for steps in range(OLDEST + 1):
+        at_N = staleness_N >= OLDEST if steps == OLDEST else staleness_N == steps
+        gap_K = gap_N[at_N]
+        if gap_K.numel():
+            weight_K, count = bounded(gap_K).exp(), gap_K.shape[0]
+            metrics[f"sampler_kl_stale_{steps}"] = Mean(_sampler_kl(gap_K).sum(), count)
+            size = EffectiveSize(weight_K.sum(), weight_K.square().sum(), count)
+            metrics[f"sampler_effective_size_stale_{steps}"] = size
+    return metrics
+
+
+@torch.no_grad()
+def mask_metrics(correction: Corrected, batch: Batch) -> dict[str, Metric]:
+    """The share of tokens that each rule takes out, and all of them together, in tokens and in whole responses."""
+    count, out_N = batch.count, correction.out_N
+    out_B = branch_sums(out_N.to(correction.unknown_N), batch)
+    tokens_B = branch_tokens(batch, correction.unknown_N)
+    metrics: dict[str, Metric] = {
+        "masked_share": Mean(out_N.sum(), count.tokens),
+        "masked_responses": Mean(((out_B == tokens_B) & (tokens_B > 0)).sum(), count.branches),
+    }
+    for column, rejected_N in correction.rejected.items():
+        metrics[f"masked_by_{column}"] = Mean(rejected_N.sum(), count.tokens)
+    return metrics
 
 
 @torch.no_grad()

@@ -3,8 +3,8 @@
     ratio      π / π_old of a token or of a response
     surrogate  ratio and advantage to a loss per token
     reduction  losses per token to the step's loss
-    correction weight of a token for the gap between the engine that sampled it and the trainer
 
+What makes up for another policy that sampled has columns of its own, in `corrections.py`.
 Everything is a small function on flat tensors [N], the trained tokens of a batch; a flat batch has no padding.
 """
 
@@ -202,28 +202,5 @@ REDUCTIONS: Mapping[str, Reduction] = MappingProxyType(
         "sequence_mean": Reduction(_sum_of_means, _responses, "1/G Σ_i 1/|y_i| Σ_t"),
         "constant_length": Reduction(_sum_over_length, _responses, "1/G Σ_i 1/L Σ_t", {"constant_length": 3000.0}),
         "sequence_sum": Reduction(_sum, _responses, "1/G Σ_i Σ_t"),
-    }
-)
-
-# ---------------------------------------------------------------- correction
-
-
-@dataclass(frozen=True, slots=True)
-class Correction:
-    weight: Callable[[Tensor, Parameters], Tensor] | None
-    """(log π_old - log π_sampler [N], parameters) -> weight [N], without gradient"""
-    formula: str
-    defaults: Parameters = field(default_factory=dict)
-
-
-def _truncated(gap_N: Tensor, parameters: Parameters) -> Tensor:
-    # Detached: it says whose samples these are. With a gradient the policy would learn to fit the engine's rounding.
-    return bounded(gap_N.detach()).exp().clamp(max=parameters["importance_cap"])
-
-
-CORRECTIONS: Mapping[str, Correction] = MappingProxyType(
-    {
-        "none": Correction(None, "1"),
-        "truncated": Correction(_truncated, "min(π_old / π_sampler, C)", {"importance_cap": 2.0}),
     }
 )

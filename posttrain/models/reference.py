@@ -11,7 +11,6 @@ Three kinds that give the same numbers:
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -22,13 +21,14 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from posttrain.data.trees import collate, pack
 from posttrain.errors import ConfigError, ModelError, NonFiniteError
 from posttrain.models.adapters.kinds import is_fresh
 from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.logprob_store import LogprobStore, SegmentWriter
+from posttrain.models.sharding.copies import twin
 from posttrain.models.tree.divergence import Distributions
 from posttrain.models.tree.logprobs import Policy
 from posttrain.types import Batch, TokenTree, Wants
@@ -285,14 +285,14 @@ class LiveReference:
     kind = "live"
 
     def __init__(self, policy: Policy):
-        shared: dict[int, Any] = {id(p): p for p in policy.model.parameters() if not p.requires_grad}
-        model: nn.Module = copy.deepcopy(policy.model, dict(shared))  # deepcopy adds its own entries
+        policy.settle()
+        self._shared = [p for p in policy.model.parameters() if not p.requires_grad]
+        model = twin(policy.model, lambda own: own.detach().clone() if own.requires_grad else own)
         # The copies alone: freezing a shared parameter would freeze it in the policy as well.
-        own = [p for p in model.parameters() if id(p) not in shared]
-        for parameter in own:
-            parameter.requires_grad_(False)
-        self._shared = list(shared.values())
-        self._policy = Policy(model, policy.path, autocast=policy.autocast)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.requires_grad_(False)
+        self._policy = Policy(model, policy.path, autocast=policy.autocast, sharding=policy.sharding)
 
     def logprobs(self, batch: Batch, *, temperature: float = 1.0) -> Tensor:
         """Raises ModelError once a shared weight has been set to train: it would move under the reference."""

@@ -172,9 +172,46 @@ GROUPS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
                 "trainer over engine",
                 (("sampler_ratio_max", "largest", "rejected"), ("sampler_ratio_mean", "mean", "accent")),
             ),
-            Panel("Sampler gap", "largest, nats", _one("sampler_gap_max"), POSITIVE),
+            Panel(
+                "Sampler gap",
+                "nats",
+                (
+                    ("sampler_gap_max", "largest", "rejected"),
+                    ("sampler_gap_p99", "99th percentile", "second"),
+                    ("sampler_gap_p50", "median", "accent"),
+                ),
+                POSITIVE,
+            ),
             Panel("KL, engine to trainer", "k3, nats per token", _one("sampler_kl"), POSITIVE),
-            Panel("Effective sample", "share of the tokens", _one("sampler_effective_size"), SHARE),
+            Panel(
+                "KL, engine to trainer, by staleness",
+                "k3, nats per token",
+                tuple(
+                    (f"sampler_kl_stale_{steps}", f"{steps}{' or more' if steps == 4 else ''} steps old", colour)
+                    for steps, colour in enumerate(("accent", "second", "chosen", "rejected", "good"))
+                ),
+                POSITIVE,
+            ),
+            Panel(
+                "Effective sample",
+                "share",
+                (
+                    ("sampler_effective_size", "of the tokens", "accent"),
+                    ("sampler_effective_responses", "of the responses", "second"),
+                ),
+                SHARE,
+            ),
+            Panel(
+                "Masked tokens",
+                "share, by rule",
+                (
+                    ("masked_share", "any", "accent"),
+                    ("masked_by_token_mask", "token_mask", "second"),
+                    ("masked_by_sequence_mask", "sequence_mask", "chosen"),
+                    ("masked_by_outliers", "outliers", "rejected"),
+                ),
+                LineStyle(unit="share", zero=True),
+            ),
             Panel(
                 "Sampler ratio, clipped",
                 "share of tokens",

@@ -8,7 +8,8 @@ with engine.awake():                         # asleep otherwise: the GPU belongs
 vLLM pins its own torch. Where that pin does not suit the trainer, run a server from another environment instead, on
 the same GPU if you like: `posttrain.rollout.vllm_served`.
 
-Nothing here has met vLLM on a GPU: a module with its interface stands in for it in the tests.
+Tried with vLLM 0.32 on a CPU; nothing here has met vLLM on a GPU: a module with its interface stands in for it in the
+tests.
 """
 
 from __future__ import annotations
@@ -83,10 +84,12 @@ class ColocatedEngine:
         self._unusable: str | None = None
         self._dropped = False
         """Whether the weights were dropped by `sleep(2)`."""
+        self.can_sleep = _can_sleep()
+        """Whether this vLLM frees its memory between rollouts; on a CPU it cannot."""
         self._llm = vllm.LLM(
             model=str(model),
             gpu_memory_utilization=gpu_memory_utilization,
-            enable_sleep_mode=True,
+            enable_sleep_mode=self.can_sleep,
             # "auto", the default, lets the model folder change the distribution.
             generation_config="vllm",
             # vLLM's default are log-probs before temperature and truncation: every importance ratio would be wrong.
@@ -181,9 +184,9 @@ class ColocatedEngine:
         self._unusable = f"it did not take the weights of policy version {version}"
         path = self._folder.write(model, version)
         # Waking what is awake does nothing; after sleep(2) the cache stays down until the weights are in.
-        self._llm.wake_up(tags=["weights"])
+        self._wake(["weights"])
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(path)})
-        self._llm.wake_up(tags=["kv_cache"])
+        self._wake(["kv_cache"])
         self._llm.reset_prefix_cache()
         self.policy_version = version
         self._unusable, self._dropped = None, False
@@ -191,10 +194,14 @@ class ColocatedEngine:
     def sleep(self, level: int = 1) -> None:
         """Free the GPU: level 1 keeps the weights in the host's memory, level 2 drops them until the next update.
 
+        Without a sleep mode (`can_sleep`) nothing is freed, and the engine stays awake.
+
         Raises:
             EngineError: requests are in flight.
         """
         self._refuse_in_flight("sleep")
+        if not self.can_sleep:
+            return
         self._llm.sleep(level=level)
         self._unusable, self._dropped = f"it sleeps (level {level})", level == 2
 
@@ -210,8 +217,12 @@ class ColocatedEngine:
                 where=WHERE,
                 remedy="call update_weights(model, version), which wakes it",
             )
-        self._llm.wake_up()
+        self._wake()
         self._unusable = None
+
+    def _wake(self, tags: list[str] | None = None) -> None:
+        if self.can_sleep:
+            self._llm.wake_up(tags=tags)
 
     @contextmanager
     def awake(self) -> Iterator[None]:
@@ -278,6 +289,15 @@ class _Running:
     """vLLM's last output of it, since it gives none for a request that is aborted; None before the first."""
     given: int = 0
     """Tokens that its `on_token` has had."""
+
+
+def _can_sleep() -> bool:
+    """As vLLM says of the machine's platform, before it would refuse to start with a mode that the platform lacks."""
+    try:
+        from vllm.platforms import current_platform
+    except ImportError:  # older than the question
+        return True
+    return bool(current_platform.is_sleep_mode_available())
 
 
 class _StepSampler:

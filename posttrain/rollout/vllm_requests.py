@@ -13,6 +13,7 @@ Where the two differ, and what is done about it:
    native engine the one that begins first.
 6. vLLM reports one kind of log-prob, that of the distribution drawn from, which training needs. `Request.alternatives`
    are raw: they are refused where the two differ.
+7. A server takes at most four stop strings, as OpenAI's do: more are refused.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from posttrain.sampling import SamplingDistribution
 
 SMALLEST_TEMPERATURE = 0.01
 """vLLM's `_MAX_TEMP`: what lies between 0 and this is raised to it."""
+MOST_STOPS = 4
 TOKEN_ID = "token_id:"
 """What vLLM writes before an id under `return_tokens_as_token_ids`."""
 IMPOSSIBLE = -9998.0
@@ -87,6 +89,19 @@ def refuse_request(request: Request) -> None:
             + (", truncation" if sampling.is_truncated else ""),
             expected="temperature 0 or 1, without penalties and truncation, where the two are the same",
             remedy="leave `alternatives` out, or use the native engine",
+        )
+
+
+def refuse_stops(stop: Sequence[str], where: object = None) -> None:
+    """Raises:
+    ConfigError: more stop strings than a server takes.
+    """
+    if len(stop) > MOST_STOPS:
+        raise ConfigError(
+            "a vLLM server takes at most four stop strings",
+            where=where,
+            found=f"{len(stop)}: {', '.join(map(repr, stop))}",
+            remedy="leave some out, or use the native engine",
         )
 
 

@@ -5,48 +5,45 @@ engine.update_weights(model, version=1)      # or through posttrain.rollout.weig
 completion = await engine.generate_one(Request(prompt, sampling))
 
 The interface is vLLM's: /v1/completions with `return_token_ids`; and of the development endpoints /collective_rpc
-(`reload_weights`), /pause, /resume, /reset_prefix_cache, /sleep, /wake_up, /update_weight_version and /weight_info.
+(`reload_weights`), /pause, /resume, /abort_requests, /reset_prefix_cache, /sleep, /wake_up, /update_weight_version and
+/weight_info. Each prompt carries a `cache_salt` that names the weights, so that no cache of older ones is read.
 
-Nothing here has met vLLM on a GPU: a fake server that speaks this interface stands in for it in the tests.
+Proven on vLLM 0.32 on a CPU by `make test-vllm`; nothing here has met vLLM on a GPU. In the other tests a fake server
+that speaks this interface stands in for it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import secrets
 import threading
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
-from posttrain.errors import ConfigError, EngineError
+from posttrain.errors import ConfigError
 from posttrain.rollout.engine import START, Completion, FinishReason, OnFinish, Request, Versions
+from posttrain.rollout.vllm_batch import batch
 from posttrain.rollout.vllm_requests import (
     Sampled,
     choices_of,
     completions_of,
     nonsense,
-    refuse_empty,
     refuse_request,
-    refuse_unlike,
+    refuse_stops,
     request_fields,
-    request_seed,
     sampled_of,
     sampling_fields,
     short,
 )
 from posttrain.rollout.vllm_server import COMMAND, Abandoned, Call, VLLMServer
+from posttrain.rollout.vllm_weights import PAUSES, InFlight, ServerWeights
 from posttrain.rollout.weight_folder import WeightFolder
 from posttrain.sampling import SamplingDistribution
 
-InFlight = Literal["wait", "keep", "recompute"]
-"""What becomes of requests in flight when weights change: they end first; they go on with the keys and values that they
-have; or they go on after theirs are computed anew under the new weights."""
 COMPLETIONS = "/v1/completions"
 TEST_PROMPT = (1, 2, 3)
 
@@ -66,8 +63,8 @@ class ServedEngine:
     The first call asks the server for its model's name and proves that it reports processed log-probs.
 
     A server that was restarted, or that somebody else gave weights, holds others than those that were pushed. The
-    version label that every push leaves in the server's memory is read before and after each `generate`. A server
-    without that endpoint is not tried again once the connection broke after a push.
+    version label that every push leaves in the server's memory is read after each answer, once for all that came in the
+    meantime. A server without that endpoint is not tried again once the connection broke after a push.
 
     Args:
         url: of the server.
@@ -93,27 +90,24 @@ class ServedEngine:
         policy_version: int = 0,
     ):
         self.server = VLLMServer(url, patience=patience, timeout=timeout)
-        self.policy_version = policy_version
         self._folder = WeightFolder(folder)
         self._name = served_name
         self._requests = requests
         self._proven = False
-        self._unusable: str | None = None
-        """Why nothing may be sampled: a failed update, or sleep."""
-        # Versions begin at 0 in every run: the label says whose they are.
-        self._run = secrets.token_hex(4)
-        self._label: str | None = None
-        """What the server's memory says of the weights that were pushed last."""
-        self._labels: bool | None = None
-        """Whether the server keeps such a label; None before it was asked."""
-        self._asleep = 0
+        self._weights = ServerWeights(self.server, policy_version)
         self._aborted = threading.Event()
         self._calls: dict[Request, Call] = {}
         self._threads: ThreadPoolExecutor | None = None
         """One for each request that is on its way to the server, where the caller's event loop must not wait."""
-        self._weights = threading.RLock()
-        """Held while weights are pushed and while their label is read: between the two steps of a push, the server's
-        label and ours differ without anything being wrong."""
+
+    @property
+    def policy_version(self) -> int:
+        """See `Engine.policy_version`."""
+        return self._weights.version
+
+    @policy_version.setter
+    def policy_version(self, version: int) -> None:
+        self._weights.version = version
 
     # ------------------------------------------------------------ sampling
 
@@ -131,41 +125,35 @@ class ServedEngine:
             ConfigError: a prompt or a distribution that the server cannot serve; see `vllm_requests` for the latter.
             EngineError: the server cannot be reached, died, holds other weights, or answers nonsense.
         """
-        refuse_unlike(sampling)
-        refuse_empty(prompts, completions_per_prompt)
-        self._prepare()
         self._aborted.clear()
-        versions, lost = Versions(self.policy_version, self.policy_version), self.server.lost
-        seen: Counter[tuple[int, ...]] = Counter()
-        seeds = []
-        for prompt in map(tuple, prompts):
-            seeds.append(request_seed(sampling.seed, prompt, seen[prompt]))
-            seen[prompt] += 1
+        where = self.server.url
 
-        def completions(index: int) -> list[Completion]:
+        def group(index: int, seed: int) -> list[Completion]:
             if self._aborted.is_set():
-                return [Completion((), (), FinishReason.ABORTED, versions)] * completions_per_prompt
-            fields = sampling_fields(sampling, completions_per_prompt, seeds[index])
-            where = f"{self.server.url}, prompt {index}"
-            answers = self._complete(prompts[index], fields, where)
-            return completions_of(answers, sampling, completions_per_prompt, versions, where)
+                return self.aborted(completions_per_prompt)
+            return self.group(prompts[index], sampling, completions_per_prompt, seed, f"{where}, prompt {index}")
 
-        groups = []
-        # The server batches what is in flight, so there is a thread for each prompt and none of them computes.
-        with ThreadPoolExecutor(max(1, min(self._requests, len(prompts)))) as pool:
-            pending = [pool.submit(completions, index) for index in range(len(prompts))]
-            try:
-                for index, future in enumerate(pending):
-                    groups.append(future.result())
-                    for k, completion in enumerate(groups[-1] if on_finish else ()):
-                        on_finish(index, k, completion)  # type: ignore[misc]
-            # One prompt's error ends the batch: the requests that have not begun would be sampled for nobody.
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        # Again: a server that was restarted meanwhile answered with the weights that it was started with.
-        self._same_weights(lost)
-        return groups
+        return batch(group, prompts, sampling, completions_per_prompt, threads=self._requests, on_finish=on_finish)
+
+    def group(
+        self, prompt: Sequence[int], sampling: SamplingDistribution, completions: int, seed: int, where: str
+    ) -> list[Completion]:
+        """One prompt's completions; the caller waits. For batches that are made elsewhere, as `ServerPool` does.
+
+        Args:
+            seed: see `vllm_requests.request_seed`.
+
+        Raises:
+            ConfigError, EngineError: as `generate`.
+        """
+        fields = sampling_fields(sampling, completions, seed)
+        answers, versions = self._sampled(prompt, fields, where)
+        return completions_of(answers, sampling, completions, versions, where)
+
+    def aborted(self, completions: int) -> list[Completion]:
+        """What a prompt gets whose turn had not come when the batch was aborted."""
+        versions = Versions(self.policy_version, self.policy_version)
+        return [Completion((), (), FinishReason.ABORTED, versions)] * completions
 
     async def generate_one(self, request: Request) -> Completion:
         """See `Engine.generate_one`. The server's scheduler batches what is in flight, at most `requests` at a time.
@@ -177,6 +165,7 @@ class ServedEngine:
             ConfigError, EngineError: as `generate`; the request has an `on_token`, or alternatives that are not raw.
         """
         refuse_request(request)
+        refuse_stops(request.sampling.stop)
         if request.on_token is not None:
             raise ConfigError(
                 "the served engine gives a completion when it has ended, not token by token",
@@ -203,12 +192,9 @@ class ServedEngine:
         return len(self._calls)
 
     def _answer(self, request: Request, call: Call) -> Completion:
-        self._prepare()
-        oldest, lost = self.policy_version, self.server.lost
-        answers = self._complete(request.prompt, request_fields(request), self.server.url, call)
-        self._same_weights(lost)
-        versions = Versions(oldest, self.policy_version)
-        return completions_of(answers, request.sampling, 1, versions, self.server.url, request.alternatives)[0]
+        where = self.server.url
+        answers, versions = self._sampled(request.prompt, request_fields(request), where, call)
+        return completions_of(answers, request.sampling, 1, versions, where, request.alternatives)[0]
 
     def served_model(self) -> ServedModel:
         """The model that the server answers for.
@@ -246,8 +232,13 @@ class ServedEngine:
         for waiting in list(self._calls.values()):
             if not waiting.is_sent:  # the server ends those that it has, and gives back what it sampled
                 waiting.abandon()
-        self.server.post("/pause?mode=abort")
-        self.server.post("/resume")
+        try:
+            self.server.post("/abort_requests")
+        except ConfigError:  # a server older than this endpoint
+            # Under the lock: weights that are being read must not be sampled from.
+            with self._weights.lock:
+                self.server.post("/pause?mode=abort")
+                self.server.post("/resume")
 
     def score(self, prompt: Sequence[int], ids: Sequence[int]) -> list[float]:
         """Log-probs of `ids` after `prompt` in nats, at temperature 1 over the whole vocabulary; no cache is read.
@@ -277,42 +268,33 @@ class ServedEngine:
     def update_weights(self, model: nn.Module, version: int, in_flight: InFlight = "wait") -> None:
         """Write the model's weights (an adapter merged) to the folder and have the server read them.
 
-        No later request sees what was cached under the old weights, and an engine that sleeps is awake afterwards.
-
-        Args:
-            in_flight: what becomes of requests in flight.
+        Everything cached under the old weights is forgotten, and an engine that sleeps is awake afterwards. Requests in
+        flight end first; or go on under the new weights ("keep", "recompute"), as their versions then say.
 
         Raises:
             EngineError: the server did not take them; nothing is sampled until a later update succeeds.
         """
-        with self._weights:
-            self._push(model, version, in_flight)
+        with self._weights.lock:  # two pushes would otherwise remove each other's folder
+            self.load_weights(self._folder.write(model, version), version, in_flight)
 
-    def _push(self, model: nn.Module, version: int, in_flight: InFlight) -> None:
-        # Set first and cleared last: whatever fails between, the engine samples nothing of half a model.
-        self._unusable = f"it did not take the weights of policy version {version}"
-        path = self._folder.write(model, version)
-        post = self.server.post
-        if self._asleep:
-            post("/wake_up?tags=weights")
-        else:
-            post(f"/pause?mode={'wait' if in_flight == 'wait' else 'keep'}")
-        post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(path)}})
-        if self._asleep:
-            post("/wake_up?tags=kv_cache")
-        # Prompts that were seen before would be answered from keys and values of the old weights. Where requests go on
-        # with theirs the cache is not emptied, and the salt of the new version keeps others from it.
-        post(f"/reset_prefix_cache{'?reset_running_requests=true' if in_flight == 'recompute' else ''}")
-        post("/resume")
-        self._write_label(f"{self._run}-{version}")
-        self.policy_version = version
-        self._asleep, self._unusable = 0, None
+    def load_weights(self, folder: Path, version: int, in_flight: InFlight = "wait") -> None:
+        """`update_weights` of weights that are written already, where the server can read them."""
+        self._weights.load(folder, version, in_flight)
+
+    def pause(self) -> None:
+        """Hold what is in flight as it is, and what comes, until `resume` or the next weights."""
+        self.server.post(f"/pause?{PAUSES['keep']}")
+
+    def resume(self) -> None:
+        """Go on with what was held."""
+        self.server.post("/resume")
 
     def sleep(self, level: int = 1) -> None:
-        """Free the GPU: level 1 keeps the weights in the host's memory, level 2 drops them until the next update."""
-        self._unusable = f"it sleeps (level {level})"
-        self.server.post(f"/sleep?level={level}")
-        self._asleep = level
+        """Free the GPU: level 1 keeps the weights in the host's memory, level 2 drops them until the next update.
+
+        A server on a CPU stops sampling and frees nothing.
+        """
+        self._weights.sleep(level)
 
     def wake(self) -> None:
         """Undo `sleep(1)`.
@@ -320,14 +302,17 @@ class ServedEngine:
         Raises:
             ConfigError: it sleeps at level 2: its weights are gone, and only `update_weights` wakes it.
         """
-        if self._asleep == 2:
-            raise ConfigError(
-                "the engine dropped its weights when it went to sleep",
-                where=self.server.url,
-                remedy="call update_weights(model, version), which wakes it",
-            )
-        self.server.post("/wake_up")
-        self._asleep, self._unusable = 0, None
+        self._weights.wake()
+
+    def restarted(self, url: str, *, needs_weights: bool) -> None:
+        """The server is a new one, perhaps elsewhere: it is asked its name again.
+
+        Args:
+            needs_weights: whether it has to be given weights before it is sampled from.
+        """
+        self.server.url = url
+        self._proven = False
+        self._weights.forget(needs_weights=needs_weights)
 
     def close(self) -> None:
         """Remove the weights that were written for the server."""
@@ -336,57 +321,18 @@ class ServedEngine:
             self._threads.shutdown(wait=False, cancel_futures=True)
             self._threads = None
 
-    def _write_label(self, label: str) -> None:
-        if self._labels is None:
-            self._labels = self.server.has("/weight_info")
-        if self._labels:
-            self.server.post("/update_weight_version", {"new_version": label})
-        self._label = label
-
-    def _same_weights(self, lost: int) -> None:
-        """Stop if the server cannot be holding the weights that were pushed.
-
-        Args:
-            lost: connections that had broken when what is now checked began.
-        """
-        with self._weights:
-            if self._label is None:
-                return
-            if self._labels:
-                info = self.server.get("/weight_info")
-                label = info.get("weight_version") if isinstance(info, dict) else info
-                if label != self._label:
-                    raise self._changed(f"its weights are labelled {label!r}", repr(self._label))
-            elif self.server.lost != lost:
-                raise self._changed("the connection broke, and it keeps no label of its weights", None)
-
-    def _changed(self, found: str, expected: str | None) -> EngineError:
-        self._unusable = "it may hold other weights than those that were pushed"
-        return EngineError(
-            "the engine may hold other weights than those that were pushed: it was restarted, or got others",
-            where=self.server.url,
-            found=found,
-            expected=expected,
-            remedy="resume the run: it pushes its weights again before it samples",
-        )
-
     # ------------------------------------------------------------ requests
 
     def _prepare(self) -> None:
         """Refuse an engine that holds no weights to sample from; at first, ask its name and prove its log-probs."""
-        with self._weights:
-            if self._unusable is not None:
-                raise EngineError(
-                    f"the engine cannot be sampled from: {self._unusable}",
-                    where=self.server.url,
-                    remedy="call wake() or update_weights(model, version) first",
-                )
-            self._same_weights(self.server.lost)
-            if self._proven:
-                return
-            self._name = self.served_model().name
-            self._prove_logprobs()
-            self._proven = True
+        self._weights.require_usable()
+        if self._proven:
+            return
+        with self._weights.lock:
+            if not self._proven:
+                self._name = self.served_model().name
+                self._prove_logprobs()
+                self._proven = True
 
     def _prove_logprobs(self) -> None:
         """Among one candidate, every token is certain: its log-prob is 0 if it is that of the distribution drawn from.
@@ -404,6 +350,21 @@ class ServedEngine:
                 expected="0",
                 remedy=f"start it with `--logprobs-mode processed_logprobs`: {COMMAND}",
             )
+
+    def _sampled(
+        self, prompt: Sequence[int], fields: dict[str, Any], where: str, call: Call | None = None
+    ) -> tuple[list[Sampled], Versions]:
+        """Completions, and the versions between which they were sampled."""
+        mark = self._weights.mark()  # first: a server that is another one from here on is noticed
+        self._prepare()
+        oldest = self._weights.version
+        answers = self._complete(prompt, fields, where, call)
+        # Read at once: a push names its version before the server goes on, and the look below waits for a push.
+        newest = self._weights.version
+        # A server that was restarted meanwhile answered with the weights that it was started with.
+        self._weights.require_same(mark)
+        self._weights.require_usable()
+        return answers, Versions(oldest, newest)
 
     def _complete(
         self, prompt: Sequence[int], fields: dict[str, Any], where: str, call: Call | None = None
@@ -426,7 +387,7 @@ class ServedEngine:
             "return_tokens_as_token_ids": True,
             "echo": False,
             "stream": False,
-            "cache_salt": f"{self._run}-{self.policy_version}",
+            "cache_salt": self._weights.salt,
         }
         # Without a label, a server that comes back may be a new one with the weights that it was started with.
-        return self.server.post(COMPLETIONS, body, retry=self._label is None or bool(self._labels), call=call)
+        return self.server.post(COMPLETIONS, body, retry=self._weights.are_known, call=call)

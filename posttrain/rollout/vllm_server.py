@@ -22,7 +22,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from posttrain.errors import ConfigError, EngineError
+from posttrain.errors import ConfigError, EngineError, ServerLostError
 
 COMMAND = (
     "VLLM_SERVER_DEV_MODE=1 vllm serve MODEL --generation-config vllm --logprobs-mode processed_logprobs "
@@ -139,7 +139,8 @@ class VLLMServer:
         Raises:
             Abandoned: `call` was given up.
             ConfigError: the server refuses the request (HTTP 4xx), in its own words.
-            EngineError: it cannot be reached, fails, or does not answer with JSON.
+            ServerLostError: it cannot be reached, or does not answer in time.
+            EngineError: it fails, or does not answer with JSON.
         """
         return self._call(path, json.dumps(body or {}).encode(), retry, call or Call())
 
@@ -151,6 +152,15 @@ class VLLMServer:
         try:
             self.get(path)
         except ConfigError:
+            return False
+        return True
+
+    def is_healthy(self, seconds: float) -> bool:
+        """Whether it says within that time that it works; vLLM's own /health, which asks the engine behind it."""
+        try:
+            with self._open(_Request(f"{self.url}/health", None, Call()), timeout=seconds) as reply:
+                reply.read()
+        except (OSError, http.client.HTTPException):  # refused, silent, or an HTTP status that is no 200
             return False
         return True
 
@@ -204,6 +214,13 @@ class VLLMServer:
 
     def _refusal(self, path: str, code: int, trouble: str) -> ConfigError | EngineError:
         where = self.url + path
+        if code == 404 and "does not exist" in trouble:  # vLLM's words for a model that it does not serve
+            return ConfigError(
+                "the server serves another model",
+                where=where,
+                found=trouble,
+                remedy="correct `served_name`, or leave it out for the first that it lists",
+            )
         if code in (404, 405):
             return ConfigError(
                 "the engine does not have this endpoint",
@@ -222,8 +239,8 @@ class VLLMServer:
             remedy="its log says why; restart it and resume the run",
         )
 
-    def _silence(self, path: str, trouble: str) -> EngineError:
-        return EngineError(
+    def _silence(self, path: str, trouble: str) -> ServerLostError:
+        return ServerLostError(
             "the engine cannot be reached",
             where=self.url + path,
             found=trouble,

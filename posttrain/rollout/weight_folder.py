@@ -13,10 +13,26 @@ from pathlib import Path
 
 from torch import nn
 
-from posttrain.models.adapters.folding import merged_copy
+from posttrain.models.adapters.folding import merged_copy, record_tying
 from posttrain.models.folders.quiet import quiet
 
 IN_MEMORY = Path("/dev/shm")
+
+
+def write_whole(model: nn.Module, folder: Path, *, untied: bool = False) -> None:
+    """The model as a folder of safetensors, an adapter merged.
+
+    Args:
+        untied: whether an output projection that shares its weights with the embedding is written as one of its own.
+            The model computes the same. vLLM 0.32 on a CPU packs that projection when it starts, and again when weights
+            are reloaded only if it is a layer of its own; else it goes on with the old one.
+    """
+    merged = merged_copy(model)
+    if untied and (head := merged.get_output_embeddings()) is not None:
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        record_tying(merged)
+    with quiet():
+        merged.save_pretrained(folder)
 
 
 class WeightFolder:
@@ -24,10 +40,12 @@ class WeightFolder:
 
     Args:
         parent: on a file system that the engine sees too; None is memory (/dev/shm), or the temporary folder.
+        untied: see `write_whole`.
     """
 
-    def __init__(self, parent: Path | None = None):
+    def __init__(self, parent: Path | None = None, *, untied: bool = False):
         self._parent = parent
+        self._untied = untied
         self._root: Path | None = None
         self._latest: Path | None = None
 
@@ -38,8 +56,7 @@ class WeightFolder:
         """
         folder = self._open() / f"version-{version}"
         partial = folder.with_name(folder.name + ".partial")
-        with quiet():
-            merged_copy(model).save_pretrained(partial)
+        write_whole(model, partial, untied=self._untied)
         if folder.exists():
             shutil.rmtree(folder)
         # The engine reads a name that appears whole.

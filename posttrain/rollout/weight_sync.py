@@ -12,7 +12,7 @@ correct for a policy that nobody has. A fixed sequence scored by both sides show
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,6 +36,10 @@ LARGEST_NOISE = 0.1
 says that the two sides compute different models, or that the engine reports another kind of log-prob."""
 WIDENING = 4.0
 """The band is this many times the measured noise: noise grows as a policy sharpens, a missed update grows faster."""
+
+
+ScoreEach = Callable[[Sequence[int], Sequence[int]], Mapping[str, list[float]]]
+"""(prompt, ids) -> the log-probs of `ids` by each holder of weights, by name."""
 
 
 class SyncedEngine(Engine, Protocol):
@@ -101,6 +105,8 @@ class WeightSync:
         policy: the trainer's.
         probe: `sample_probe(...)`, or a sequence of your own.
         widening, smallest, largest: see the constants of this module.
+        score_each: `engine.score` of each of several holders of weights by name, as `ServerPool.score_each`: all of
+            them have to agree. None: there is one.
         in_flight: what becomes of requests in flight, as `ServedEngine.update_weights` takes it; None of an engine that
             has none when weights are pushed.
     """
@@ -114,6 +120,7 @@ class WeightSync:
         widening: float = WIDENING,
         smallest: float = SMALLEST_NOISE,
         largest: float = LARGEST_NOISE,
+        score_each: ScoreEach | None = None,
         in_flight: str | None = None,
     ):
         self.engine = engine
@@ -126,8 +133,11 @@ class WeightSync:
         self._widening = widening
         self._smallest = smallest
         self._largest = largest
-        self._before: tuple[list[float], list[float]] | None = None
-        """(trainer's, engine's) log-probs of the probe after the last sync."""
+        self._score_each = score_each or (lambda prompt, ids: {"": engine.score(prompt, ids)})
+        self._trainer: tuple[int, list[float]] | None = None
+        """Version and log-probs of the probe in the trainer, when it was last scored."""
+        self._before: _Scores | None = None
+        """After the last sync."""
 
     @property
     def band(self) -> float:
@@ -148,12 +158,12 @@ class WeightSync:
             EngineError: the engine did not take the weights.
         """
         self.engine.update_weights(self.policy.model, version, **self._pushing)
-        trainer, engine = self._scores()
-        gap, largest = _gap(trainer, engine)
+        scores = self._scores()
+        name, gap, largest = scores.farthest()
         if not gap <= self._largest:
             raise WeightSyncError(
                 "engine and trainer disagree on a fixed sequence although they have just been given the same weights",
-                where=f"policy version {version}",
+                where=_where(version, name),
                 found=f"{gap:.3g} nats apart per token, at most {largest:.3g}",
                 expected=f"at most {self._largest:g} per token",
                 remedy="serve the same model in the same precision as it trains; for vLLM start the server with "
@@ -161,7 +171,7 @@ class WeightSync:
             )
         # At least the rounding of fp32: two equal computations give a gap of 0, and a band of 0 would ring at once.
         self.noise = max(self._smallest, gap)
-        self._before = trainer, engine
+        self._before = scores
         return SyncReport(version, gap, largest, self.band, 0.0, 0.0)
 
     def sync(self, version: int) -> SyncReport:
@@ -180,28 +190,82 @@ class WeightSync:
         Raises:
             WeightSyncError: as `sync`.
         """
-        trainer, engine = self._scores()
-        gap, largest = _gap(trainer, engine)
-        moved = [_gap(now, then)[0] for now, then in zip((trainer, engine), self._before or (), strict=False)]
-        trainer_moved, engine_moved = moved or (0.0, 0.0)
-        version = self.engine.policy_version
-        # `not <=`, so that NaN is a gap. An engine whose scores stand still while the trainer's move is wrong within
-        # any band: the update may be smaller than the noise.
-        if not gap <= self.band or (engine_moved == 0 and trainer_moved > (self.noise or self._smallest)):
-            raise WeightSyncError(
-                "the engine samples from other weights than the trainer's",
-                where=f"policy version {version}",
-                found=f"a fixed sequence scores {gap:.3g} nats apart per token, at most {largest:.3g}; since the last "
-                f"sync it moved by {trainer_moved:.3g} in the trainer and by {engine_moved:.3g} in the engine",
-                expected=f"at most {self.band:.3g}: {self._widening:g} times the noise measured with equal weights",
-                remedy="restart the engine and resume the run from its last checkpoint; completions sampled since the "
-                "last good sync are of an older policy",
-            )
-        self._before = trainer, engine
-        return SyncReport(version, gap, largest, self.band, trainer_moved, engine_moved)
+        scores, before = self._scores(), self._before
+        name, gap, largest = scores.farthest()
+        trainer_moved = 0.0 if before is None else _gap(scores.trainer, before.trainer)[0]
+        # Of a member that came back meanwhile there is nothing to compare with.
+        moved = {
+            own: _gap(values, before.engines[own])[0]
+            for own, values in scores.engines.items()
+            if before is not None and own in before.engines
+        }
+        # An engine whose scores stand still while the trainer's move is wrong within any band: the update may be
+        # smaller than the noise.
+        still = [own for own, value in moved.items() if value == 0 and trainer_moved > (self.noise or self._smallest)]
+        if still:
+            name, gap, largest = still[0], *_gap(scores.trainer, scores.engines[still[0]])
+        engine_moved = moved.get(name, 0.0)
+        # `not <=`, so that NaN is a gap.
+        if still or not gap <= self.band:
+            raise self._other_weights(self.engine.policy_version, name, gap, largest, (trainer_moved, engine_moved))
+        self._before = scores
+        return SyncReport(self.engine.policy_version, gap, largest, self.band, trainer_moved, engine_moved)
 
-    def _scores(self) -> tuple[list[float], list[float]]:
-        return trainer_logprobs(self.policy, self.probe), self.engine.score(self.probe.prompt, self.probe.ids)
+    def prove(self, name: str, member: SyncedEngine) -> None:
+        """Score the probe on one server that was given the weights of the last push again: for `ServerPool.prove_with`.
+
+        Weights that the trainer has not scored yet are left to the `check` that follows their push.
+
+        Raises:
+            WeightSyncError: it samples from other weights.
+        """
+        trainer = self._trainer
+        if trainer is None or trainer[0] != member.policy_version:
+            return
+        gap, largest = _gap(trainer[1], member.score(self.probe.prompt, self.probe.ids))
+        if not gap <= self.band:
+            raise self._other_weights(trainer[0], name, gap, largest, None)
+
+    def _other_weights(
+        self, version: int, name: str, gap: float, largest: float, moved: tuple[float, float] | None
+    ) -> WeightSyncError:
+        since = ""
+        if moved is not None:
+            since = (
+                f"; since the last sync it moved by {moved[0]:.3g} in the trainer and by {moved[1]:.3g} in the engine"
+            )
+        return WeightSyncError(
+            "the engine samples from other weights than the trainer's",
+            where=_where(version, name),
+            found=f"a fixed sequence scores {gap:.3g} nats apart per token, at most {largest:.3g}{since}",
+            expected=f"at most {self.band:.3g}: {self._widening:g} times the noise measured with equal weights",
+            remedy="restart the engine and resume the run from its last checkpoint; completions sampled since the "
+            "last good sync are of an older policy",
+        )
+
+    def _scores(self) -> _Scores:
+        trainer = trainer_logprobs(self.policy, self.probe)
+        # Before the engines are scored: a server that comes back from now on is held against these.
+        self._trainer = self.engine.policy_version, trainer
+        return _Scores(trainer, self._score_each(self.probe.prompt, self.probe.ids))
+
+
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """Log-probs of the probe's ids: in the trainer, and in each engine."""
+
+    trainer: list[float]
+    engines: Mapping[str, list[float]]
+
+    def farthest(self) -> tuple[str, float, float]:
+        """The engine that is farthest from the trainer, with the mean and the largest difference."""
+        gaps = {name: _gap(self.trainer, values) for name, values in self.engines.items()}
+        name = max(gaps, key=lambda one: gaps[one][0])
+        return name, *gaps[name]
+
+
+def _where(version: int, name: str) -> str:
+    return f"policy version {version}" + (f", {name}" if name else "")
 
 
 def _gap(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:

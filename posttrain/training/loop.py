@@ -73,6 +73,7 @@ class Loop:
         stage = work.stage
         self.source, self.units = _source_of(work)
         self.hooks = work.hooks
+        work.policy.settle()  # what is gathered for a pass is not what trains
         self.optimizer = Optimizer(
             work.policy.model,
             stage.optimizer,
@@ -80,6 +81,7 @@ class Loop:
             schedule=stage.schedule,
             steps=self.source.steps * self.source.updates,
             adapter=work.adapter,
+            offload=stage.compute.offload == "optimizer" and work.policy.device.type != "cpu",
         )
         self.alarms = Alarms(make_checks(stage.alarms.changes))
         self.saver = Saver(work, folder, progress, self.optimizer, self.source, self.hooks.parts, self.alarms)

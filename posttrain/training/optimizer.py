@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from posttrain.config.adapters import AdapterSettings
 from posttrain.config.settings import OptimizerSettings, Schedule
 from posttrain.errors import ConfigError, NonFiniteError
+from posttrain.models.sharding.shards import anywhere, local, mesh_of, moved, whole
 from posttrain.training.decay import decays
 from posttrain.training.rank_allocation import ALLOCATION_STATE, rank_allocation
 from posttrain.training.schedule import factor
@@ -29,7 +30,11 @@ class Optimizer:
     """AdamW (Loshchilov and Hutter 2019) with the schedule and the clipping of one stage.
 
     Args:
+        model: of a sharded one, which has to be settled (`TreeModel.settle`), each rank updates its rows, with moments
+            of these alone.
         adapter: the record of the adapter that trains; AdaLoRA takes ranks away around each update.
+        offload: keep the moments in the machine's memory, and take those of one tensor at a time to its device. The
+            numbers are the same.
 
     Raises:
         ConfigError: nothing trains, or a weight that trains is not kept in fp32 (a bf16 weight of 1.0 does not feel an
@@ -45,6 +50,7 @@ class Optimizer:
         schedule: Schedule,
         steps: int,
         adapter: AdapterSettings | None = None,
+        offload: bool = False,
     ):
         self.named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         _check_trainable(self.named)
@@ -53,6 +59,7 @@ class Optimizer:
         self.steps = steps
         self.allocation = rank_allocation(model, adapter, steps)
         self.clip_norm = settings.clip_norm
+        self._offload = offload
         maps = decays(model)
         groups = [
             {"params": [p for name, p in self.named if name in maps], "weight_decay": settings.weight_decay},
@@ -76,8 +83,9 @@ class Optimizer:
         if self.allocation is not None:
             self.allocation.regularise()
         gradients = [p.grad for _, p in self.named if p.grad is not None]
-        # One number says whether every gradient is finite, so each tensor is looked through only where it is not.
-        norm = nn.utils.get_total_norm(gradients)
+        # One number says whether every gradient is finite, so each tensor is looked through only where it is not. Of
+        # shards it is the whole model's, so that all ranks clip alike, and refuse together.
+        norm = whole(nn.utils.get_total_norm(gradients))
         if not torch.isfinite(norm):
             # Finite gradients whose squares add up beyond fp32 have no bad tensor among them.
             raise non_finite(self._bad_tensors() or ["the gradient's norm"], step, rows)
@@ -92,15 +100,42 @@ class Optimizer:
         )
         for group in self.adamw.param_groups:
             group["lr"] = rate
-        self.adamw.step()
+        if self._offload:
+            self._step_by_tensor()
+        else:
+            self.adamw.step()
         # Its scores are products of weight and gradient: it needs the gradients of this update.
         if self.allocation is not None:
             self.allocation.after_update(step)
         self.adamw.zero_grad(set_to_none=True)
         return Update(float(norm), rate)
 
+    def _step_by_tensor(self) -> None:
+        """The same update, one tensor after the other, whose moments alone are beside it while it is made."""
+        whole_groups = [group["params"] for group in self.adamw.param_groups]
+        try:
+            for group, parameters in zip(self.adamw.param_groups, whole_groups, strict=True):
+                for other in self.adamw.param_groups:
+                    other["params"] = []
+                for parameter in parameters:
+                    self._move_moments(parameter, parameter.device)
+                    group["params"] = [parameter]
+                    self.adamw.step()
+                    self._move_moments(parameter, torch.device("cpu"))
+        finally:
+            for group, parameters in zip(self.adamw.param_groups, whole_groups, strict=True):
+                group["params"] = parameters
+
+    def _move_moments(self, parameter: Tensor, device: torch.device) -> None:
+        state = self.adamw.state.get(parameter, {})
+        for key, value in state.items():
+            if key != "step":  # a number, which the fused kernel wants where it was made
+                state[key] = moved(value, device)
+
     def _bad_tensors(self) -> list[str]:
-        return [name for name, p in self.named if p.grad is not None and not torch.isfinite(p.grad).all()]
+        own = [p.grad is not None and not bool(torch.isfinite(local(p.grad)).all()) for _, p in self.named]
+        bad = anywhere(own, mesh_of(p for _, p in self.named))
+        return [name for (name, _), is_bad in zip(self.named, bad, strict=True) if is_bad]
 
     # The state is saved by parameter name, so that a changed order of parameters cannot hand moments to the wrong one.
 
@@ -114,7 +149,11 @@ class Optimizer:
         for name, parameter in self.named:
             if name in state:
                 moments = {key: value for key, value in state[name].items() if key not in ALLOCATION_STATE}
-                self.adamw.state[parameter] = {key: value.to(parameter.device) for key, value in moments.items()}
+                device = torch.device("cpu") if self._offload else parameter.device
+                self.adamw.state[parameter] = {
+                    key: value.to(parameter.device) if key == "step" else moved(value, device)
+                    for key, value in moments.items()
+                }
         if self.allocation is not None:
             self.allocation.load_state_dict(state)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from posttrain.data.trees import collate, count
 from posttrain.diagnostics.metrics import merge, values
+from posttrain.losses.corrections import PUBLISHED
 from posttrain.losses.online import ONLINE, OnlineRow, variant
 from posttrain.outputs import LossOutput
 from posttrain.types import TokenTree
@@ -21,6 +23,16 @@ ROWS: dict[str, OnlineRow] = {
     "grpo_k2": variant(ONLINE["grpo"], kl="k2"),
     "grpo_corrected": variant(ONLINE["grpo"], kl="k3_corrected", correction="truncated"),
     "dual_clip": variant(ONLINE["dapo"], surrogate="dual_clip"),
+    **{name: variant(ONLINE["dapo"], **method.choices) for name, method in PUBLISHED.items()},
+    # Bands that some of these ratios are out of.
+    "masked": replace(
+        everything := variant(ONLINE["grpo"], token_mask="ratio", sequence_mask="geometric", outliers="drop"),
+        defaults={**everything.defaults, "token_low": 0.9, "geometric_high": 1.03, "outlier_high": 1.25},
+    ),
+    "variation": replace(
+        bounded := variant(ONLINE["dapo"], token_mask="total_variation", correction="sequence_truncated"),
+        defaults={**bounded.defaults, "variation_low": 0.05, "variation_high": 0.1},
+    ),
 }
 
 
@@ -83,7 +95,8 @@ def oracle(name: str, trees: list[TokenTree], logprobs: list[Tensor]) -> float:
 
 def token(row: OnlineRow, p: object, own: list[float], columns: dict[str, list[float]], t: int) -> float:
     assert isinstance(p, dict)
-    moved = [new - old for new, old in zip(own, columns["old_logprobs"], strict=True)]
+    start = columns["sampler_logprobs" if row.proximal == "sampler" else "old_logprobs"]
+    moved = [new - old for new, old in zip(own, start, strict=True)]
     ratio = {"token": math.exp(moved[t]), "none": 1.0}.get(row.ratio, math.exp(sum(moved) / len(moved)))
     advantage = columns["advantages"][t]
     if row.surrogate == "soft_gate":
@@ -99,15 +112,49 @@ def token(row: OnlineRow, p: object, own: list[float], columns: dict[str, list[f
             gain = min(ratio * advantage, cut * advantage)
             if row.surrogate == "dual_clip" and advantage < 0:
                 gain = max(gain, p["dual_clip"] * advantage)
-    if row.correction == "truncated":
-        gap = columns["old_logprobs"][t] - columns["sampler_logprobs"][t]
-        gain *= min(math.exp(gap), p["importance_cap"])
+    gain *= correction(row, p, own, columns, t)
     penalty = 0.0
     if row.kl_place == "loss":
         r = own[t] - columns["reference_logprobs"][t]
         k3 = math.exp(-r) - 1 + r
         penalty = p["kl_beta"] * {"k2": r * r / 2, "k3": k3, "k3_corrected": math.exp(moved[t]) * k3}[row.kl]
     return -gain + penalty
+
+
+def correction(row: OnlineRow, p: dict[str, float], own: list[float], columns: dict[str, list[float]], t: int) -> float:
+    """What token t weighs for having been sampled by the engine: 0 where it is taken out."""
+    trainer = own if row.proximal == "sampler" else columns["old_logprobs"]
+    logs = [ours - theirs for ours, theirs in zip(trainer, columns["sampler_logprobs"], strict=True)]
+    product, geometric = math.exp(sum(logs)), math.exp(sum(logs) / len(logs))
+    change = math.exp(own[t]) - math.exp(columns["sampler_logprobs"][t])
+    advantage = columns["advantages"][t]
+    out = {
+        "token_mask": {
+            "none": lambda: False,
+            "ratio": lambda: not p["token_low"] <= math.exp(logs[t]) <= p["token_high"],
+            "total_variation": lambda: (
+                change > p["variation_high"] if advantage > 0 else -change > p["variation_low"] and advantage < 0
+            ),
+        }[row.token_mask](),
+        "sequence_mask": {
+            "none": lambda: False,
+            "geometric": lambda: not p["geometric_low"] <= geometric <= p["geometric_high"],
+            "product": lambda: not p["product_low"] <= product <= p["product_high"],
+        }[row.sequence_mask](),
+        "outliers": row.outliers == "drop"
+        and not all(p["outlier_low"] <= math.exp(log) <= p["outlier_high"] for log in logs),
+    }
+    if any(out.values()):
+        return 0.0
+    weights = {"none": lambda: 1.0, "truncated": lambda: math.exp(logs[t]), "sequence_truncated": lambda: product}
+    return min(weights[row.correction](), p.get("importance_cap", math.inf))
+
+
+@pytest.mark.parametrize("name", ["masked", "variation"])
+def test_the_rows_that_mask_take_some_tokens_out_and_leave_some(name: str) -> None:
+    measured = [values(of_step(ROWS[name], *random_groups(3, 4, seed=seed))[0].metrics) for seed in range(3)]
+    for column in (key for key in measured[0] if key.startswith("masked_by_")):
+        assert 0 < sum(one[column] for one in measured) < 3, column
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
+from posttrain.models.sharding.shards import any_nonzero
+
 PEFT_TYPE = "BOTTLENECK"
 PREFIX = "bottleneck_"
 
@@ -95,7 +97,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
     def is_fresh(self, adapter_name: str) -> bool:
         """Whether it changes nothing, whatever comes in."""
         return adapter_name not in self.bottleneck_up or not any(
-            bool(parameter.any()) for parameter in self.bottleneck_up[adapter_name].parameters()
+            any_nonzero(parameter) for parameter in self.bottleneck_up[adapter_name].parameters()
         )
 
 

@@ -31,6 +31,7 @@ from posttrain.models.adapters.configs import matching_modules, peft_config
 from posttrain.models.adapters.facts import KINDS, type_merges
 from posttrain.models.adapters.size import require_size
 from posttrain.models.folders.quiet import quiet
+from posttrain.models.sharding.shards import any_nonzero, whole
 
 __all__ = [
     "ADAPTER_PARTS",
@@ -248,7 +249,7 @@ def _layer_is_fresh(layer: Any) -> bool:
     if isinstance(layer, ModulesToSaveWrapper):
         original = layer.original_module.state_dict()
         copies = [layer.modules_to_save[name].state_dict() for name in layer.active_adapters]
-        return all(torch.equal(copy[key], original[key]) for copy in copies for key in original)
+        return all(torch.equal(whole(copy[key]), whole(original[key])) for copy in copies for key in original)
     # A merged adapter is in the base weights: switching it off takes nothing away, whatever its factors say.
     if layer.merged_adapters:
         return False
@@ -266,37 +267,36 @@ def _lora_changes_nothing(layer: Any, adapter: str) -> bool:
     else:
         return True
     # Linear layers start with B at zero, embeddings with A: one zero factor makes the product zero.
-    if all(any(bool(parameter.any()) for parameter in factor) for factor in factors):
+    if all(any(any_nonzero(parameter) for parameter in factor) for factor in factors):
         return False
     if adapter not in layer.lora_magnitude_vector:
         return True
 
     # DoRA (Liu et al. 2024, arXiv:2402.09353) also scales each output's weights to a magnitude, which starts at their
     # own norm; once it has moved, a zero product no longer means an unchanged layer.
-    magnitude = layer.lora_magnitude_vector[adapter].weight
-    weight = layer.get_base_layer().weight
+    magnitude = whole(layer.lora_magnitude_vector[adapter].weight)
+    weight = whole(layer.get_base_layer().weight)
     norm = torch.linalg.norm(weight.T if layer.fan_in_fan_out else weight, dim=1).to(magnitude.dtype)
     return magnitude.numel() == norm.numel() and torch.allclose(magnitude.flatten(), norm.flatten(), rtol=1e-5)
 
 
 def _adalora_changes_nothing(layer: Any, adapter: str) -> bool:
-    return adapter not in layer.lora_E or not bool(layer.lora_E[adapter].any())
+    return adapter not in layer.lora_E or not any_nonzero(layer.lora_E[adapter])
 
 
 def _ia3_changes_nothing(layer: Any, adapter: str) -> bool:
-    return adapter not in layer.ia3_l or bool((layer.ia3_l[adapter] == 1).all())
+    return adapter not in layer.ia3_l or bool((whole(layer.ia3_l[adapter]) == 1).all())
 
 
 def _oft_changes_nothing(layer: Any, adapter: str) -> bool:
-    return adapter not in layer.oft_R or not bool(layer.oft_R[adapter].weight.any())
+    return adapter not in layer.oft_R or not any_nonzero(layer.oft_R[adapter].weight)
 
 
 def _rows_change_nothing(layer: Any, adapter: str) -> bool:
     if adapter not in layer.trainable_tokens_delta:
         return True
-    return torch.equal(
-        layer.trainable_tokens_delta[adapter], layer.get_base_layer().weight[layer.token_indices[adapter]]
-    )
+    rows = whole(layer.get_base_layer().weight)[layer.token_indices[adapter]]
+    return torch.equal(whole(layer.trainable_tokens_delta[adapter]), rows)
 
 
 CHANGES_NOTHING: Mapping[type[Any], Callable[[Any, str], bool]] = {

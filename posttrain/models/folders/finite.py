@@ -10,19 +10,28 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from posttrain.models.sharding.shards import anywhere, local, mesh_of
+
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no entry is NaN or infinite; without a second tensor of its size, as `isfinite().all()` would make."""
+    """Whether no entry is NaN or infinite, of a sharded tensor none of this rank's; without a second tensor of its
+    size, as `isfinite().all()` would make."""
+    tensor = local(tensor.detach())
     if not tensor.is_floating_point() or not tensor.numel():
         return True
-    low, high = torch.aminmax(tensor.detach())  # a NaN anywhere makes both NaN
+    low, high = torch.aminmax(tensor)  # a NaN anywhere makes both NaN
     return bool(torch.isfinite(low)) and bool(torch.isfinite(high))
 
 
 def non_finite_tensors(named: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Names of those that hold a NaN or an infinity, in their order."""
-    pairs = named.items() if isinstance(named, Mapping) else named
-    return [name for name, tensor in pairs if not is_finite(tensor)]
+    """Names of those that hold a NaN or an infinity, in their order; on every rank where some are sharded."""
+    flags: dict[str, bool] = {}
+    mesh = None
+    for name, tensor in named.items() if isinstance(named, Mapping) else named:
+        flags[name] = not is_finite(tensor)
+        mesh = mesh or mesh_of([tensor])
+    found = anywhere(list(flags.values()), mesh)
+    return [name for name, bad in zip(flags, found, strict=True) if bad]
 
 
 def non_finite_weights(model: nn.Module) -> list[str]:

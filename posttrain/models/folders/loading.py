@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from posttrain.arguments import checked_whole
-from posttrain.config.adapters import AdapterSettings, Continue, QLoRA
+from posttrain.config.adapters import AdapterSettings, Continue, LoRA, QLoRA
 from posttrain.config.new_tokens import NewToken
 from posttrain.data.speech import Speech
 from posttrain.errors import ConfigError, ModelError
@@ -38,6 +38,9 @@ from posttrain.models.folders.source import ModelSource, base_of, require_name, 
 from posttrain.models.folders.spoken import speech_of
 from posttrain.models.folders.tokenizers import check_vocabulary, has_tokenizer, load_tokenizer
 from posttrain.models.folders.weight_files import abbreviated
+from posttrain.models.sharding.mesh import Sharding
+from posttrain.models.sharding.slices import read_slices, require_plain_weights, weight_shards
+from posttrain.models.sharding.wrap import park
 from posttrain.models.tree.every_token import count_every_token
 
 
@@ -64,6 +67,8 @@ class LoadedModel:
     """How it is spoken to; `Encoder(loaded.tokenizer, loaded.speech.settings())` builds the ids of its training."""
     new_rows: tuple[int, ...] = ()
     """Ids of the tokens that were added as it was loaded."""
+    sharding: Sharding | None = None
+    """How its weights lie on the ranks: what `Policy(loaded.model, sharding=loaded.sharding)` needs to know."""
 
 
 def load(
@@ -75,6 +80,7 @@ def load(
     device: str | torch.device = "cpu",
     seed: int = 0,
     say: Say | None = None,
+    sharding: Sharding | None = None,
 ) -> LoadedModel:
     """Load a causal LM by catalogue name, folder (a whole model, an adapter, GGUF), `.gguf` file, or hub id.
 
@@ -90,6 +96,8 @@ def load(
             a matter of autocast.
         seed: of the fresh adapter's random stream.
         say: receives a line for each long step (a download, a conversion).
+        sharding: keep this rank's part of every weight alone, and read no more than it where that can be; every rank
+            of the mesh has to load. What comes out trains in a `Policy`, and computes nowhere else.
 
     Raises:
         ModelError: nothing has this name, a file is torn or missing, weights and config disagree, or the tokenizer has
@@ -107,8 +115,12 @@ def load(
     require_fitting(source, adapter, device)
 
     base = source if source.layout != "adapter" else base_of(source, say)
+    if sharding is not None:
+        _require_shardable(base, adapter)
     quantised = adapter if isinstance(adapter, QLoRA) else None
-    model, tokenizer, notices = _load_whole(base, dtype, quantised, device)
+    because = None if sharding is None else _read_whole_because(source, adapter, tokens)
+    slices = sharding if because is None else None
+    model, tokenizer, notices = _load_whole(base, dtype, quantised, device, slices)
     if source.layout == "adapter":
         own = tokenizer
         if has_tokenizer(source.folder):
@@ -131,11 +143,24 @@ def load(
     count_every_token(model)  # here too: a loop of the user's own may train what was loaded without a policy
     # bitsandbytes placed the quantised weights while they were read, and 8-bit ones cannot be moved.
     model = (model if quantised else model.to(device)).eval()
+    if sharding is not None:
+        park(model, sharding)
+    if because is not None:
+        notices = [*notices, f"each process reads the whole model before it keeps its part: {because}"]
     if source.origin:
         notices = [f"{source.name}: {source.origin}", *notices]
     speech = speech_of(source)
     return LoadedModel(
-        model, tokenizer, source, weights_fingerprint(model), base, tuple(notices), fresh, speech, tuple(new.pieces)
+        model,
+        tokenizer,
+        source,
+        weights_fingerprint(model),
+        base,
+        tuple(notices),
+        fresh,
+        speech,
+        tuple(new.pieces),
+        sharding,
     )
 
 
@@ -213,13 +238,64 @@ def _require_continuing(source: ModelSource, facts: AdapterFacts | None) -> None
         )
 
 
+# ---------------------------------------------------------------- parts of models
+
+
+def _require_shardable(base: ModelSource, adapter: AdapterSettings | None) -> None:
+    """
+    Raises:
+        ConfigError: QLoRA quantises as it loads.
+        ModelError: the weights are quantised already.
+    """
+    if isinstance(adapter, QLoRA):
+        raise ConfigError(
+            "quantised weights cannot be spread over ranks",
+            where="adapter.kind",
+            found="qlora with a mesh whose `shard` is above 1",
+            expected="weights in fp32, bf16 or fp16",
+            remedy="write `adapter: {kind: lora}`, or `compute: {mesh: {shard: 1, replicate: N}}`",
+        )
+    if base.layout == "model":
+        require_plain_weights(base.folder)
+
+
+def needs_whole_weights(adapter: AdapterSettings | None) -> str | None:
+    """Why a fresh adapter cannot be put on a model in parts; None where it can."""
+    if isinstance(adapter, LoRA) and adapter.dora:
+        return "DoRA begins with the norms of the weights"
+    if adapter is not None and adapter.VIRTUAL:
+        return "virtual tokens are tried on the model as they are made"
+    return None
+
+
+def _read_whole_because(source: ModelSource, adapter: AdapterSettings | None, tokens: Sequence[NewToken]) -> str | None:
+    """Why a model cannot be read in parts; None where it can."""
+    if source.layout == "gguf":
+        return "a GGUF file is dequantised as a whole"
+    if source.layout == "adapter":
+        return "an adapter's folder is held against its base's weights"
+    if tokens:
+        return "rows of new tokens are means of others"
+    if (of_adapter := needs_whole_weights(adapter)) is not None:
+        return of_adapter
+    if code_runs(source.folder):
+        return "the folder brings code of its own"
+    if not weight_shards(source.folder):
+        return "its weights are not in safetensors"
+    return None
+
+
 # ---------------------------------------------------------------- whole models
 
 
 def _load_whole(
-    source: ModelSource, dtype: torch.dtype, quantised: QLoRA | None, device: str | torch.device
+    source: ModelSource,
+    dtype: torch.dtype,
+    quantised: QLoRA | None,
+    device: torch.device,
+    sharding: Sharding | None = None,
 ) -> tuple[Any, Any, list[str]]:
-    """The model of a whole folder or GGUF file, its tokenizer, and notices."""
+    """The model of a whole folder or GGUF file, its tokenizer, and notices; parked where there is a `sharding`."""
     placement: dict[str, Any] = {}
     if quantised is not None:
         placement = {"quantization_config": quantisation(quantised), "device_map": {"": str(device)}}
@@ -232,14 +308,17 @@ def _load_whole(
     model_code = code_runs(source.folder)
     try:
         with quiet():
-            model, info = AutoModelForCausalLM.from_pretrained(
-                source.folder,
-                dtype=dtype,
-                local_files_only=True,
-                trust_remote_code=model_code,
-                output_loading_info=True,
-                **placement,
-            )
+            if sharding is not None:
+                model, info = read_slices(source.folder, AutoModelForCausalLM, dtype, sharding, device)
+            else:
+                model, info = AutoModelForCausalLM.from_pretrained(
+                    source.folder,
+                    dtype=dtype,
+                    local_files_only=True,
+                    trust_remote_code=model_code,
+                    output_loading_info=True,
+                    **placement,
+                )
     except Exception as error:
         raise ModelError(
             "transformers cannot load this folder as a causal language model",

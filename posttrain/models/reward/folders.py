@@ -43,6 +43,9 @@ from posttrain.models.folders.quiet import quiet
 from posttrain.models.folders.source import ModelSource, base_of, require_name, resolve
 from posttrain.models.folders.spoken import speech_of
 from posttrain.models.folders.tokenizers import check_vocabulary, has_tokenizer, load_tokenizer
+from posttrain.models.sharding.mesh import Sharding
+from posttrain.models.sharding.slices import read_slices, require_plain_weights, weight_shards
+from posttrain.models.sharding.wrap import park
 from posttrain.models.tree.heads import Init, is_reward_model, with_head
 
 REWARD_FILE = "posttrain_reward.json"
@@ -169,11 +172,13 @@ def load_reward_folder(
     dtype: str | torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     say: Say | None = None,
+    sharding: Sharding | None = None,
 ) -> RewardFolder:
     """A reward model of ours, or any decoder that was saved as `...ForSequenceClassification`.
 
     Args:
         head: for a foreign model with several outputs: which one is the reward.
+        sharding: keep this rank's part of every weight alone; see `folders.loading.load`.
 
     Raises:
         ModelError: nothing has this name, or it is not a reward model.
@@ -190,8 +195,12 @@ def load_reward_folder(
             raise _no_reward_model(source, "an adapter without a reward model's record")
         loaded = _load_adapter(source, _rule_of(record, source), dtype, say)
     else:
-        loaded = _load_whole(source, dtype)
-    loaded.model.to(device)
+        loaded = _load_whole(source, dtype, sharding, device)
+    if sharding is None:
+        loaded.model.to(device)
+    else:
+        park(loaded.model.to(device), sharding)
+        loaded.sharding = sharding
     encoding = loaded.speech.settings()
     if record is None:
         return RewardFolder(loaded, _foreign_rule(loaded, head), encoding)
@@ -227,21 +236,29 @@ def require_policy(source: ModelSource) -> None:
         )
 
 
-def _load_whole(source: ModelSource, dtype: torch.dtype) -> LoadedModel:
+def _load_whole(
+    source: ModelSource, dtype: torch.dtype, sharding: Sharding | None, device: torch.device
+) -> LoadedModel:
     if source.layout != "model" or not is_reward_folder(source):
         raise _no_reward_model(source, "a language model" if source.layout == "model" else source.layout)
     tokenizer = load_tokenizer(source.folder)
     model_code = code_runs(source.folder)
+    slices = None if model_code or not weight_shards(source.folder) else sharding
+    if sharding is not None:
+        require_plain_weights(source.folder)
     try:
         with quiet():
             # A backbone without a `score` layer loads too, under a head of noise; `missing_keys` is what shows it.
-            model, info = AutoModelForSequenceClassification.from_pretrained(
-                source.folder,
-                dtype=dtype,
-                local_files_only=True,
-                trust_remote_code=model_code,
-                output_loading_info=True,
-            )
+            if slices is not None:
+                model, info = read_slices(source.folder, AutoModelForSequenceClassification, dtype, slices, device)
+            else:
+                model, info = AutoModelForSequenceClassification.from_pretrained(
+                    source.folder,
+                    dtype=dtype,
+                    local_files_only=True,
+                    trust_remote_code=model_code,
+                    output_loading_info=True,
+                )
     except Exception as error:
         raise ModelError(
             "transformers cannot load this folder as a reward model",

@@ -33,15 +33,21 @@ def layers_to_checkpoint(model: nn.Module) -> tuple[nn.Module, ...]:
     Raises:
         ModelError: the model has none.
     """
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    # Nested, a layer would be computed again within the recomputation of the one around it.
-    inner = {id(part) for layer in layers for part in layer.modules() if part is not layer}
+    layers = layers_of(model)
     if not layers:
         plain = model.get_base_model() if isinstance(model, PeftModel) else model
         raise ModelError(
             f"activation checkpointing is not available for {type(plain).__name__}",
             remedy="set compute.activation_checkpointing to false",
         )
+    return layers
+
+
+def layers_of(model: nn.Module) -> tuple[nn.Module, ...]:
+    """The layers of `transformers`, none inside another; empty for a model whose code has others."""
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    # Nested, a layer would be computed again within the recomputation of the one around it.
+    inner = {id(part) for layer in layers for part in layer.modules() if part is not layer}
     return tuple(layer for layer in layers if id(layer) not in inner)
 
 

@@ -28,8 +28,9 @@ SHARE_FOR_COPIES = 0.5
 def exact(model: ProvableModel) -> Iterator[bool]:
     """Autocast, dropout and TF32 off, 16-bit weights as fp32 copies; gives whether the arithmetic is fp32 or wider.
 
-    It is not for weights that are quantised, and for 16-bit weights whose copies the free memory does not hold: these
-    are proven in the precision that they have, with its wide tolerance.
+    It is not for weights that are quantised, for sharded ones that are kept or gathered in 16 bits, and for 16-bit
+    weights whose copies the free memory does not hold: these are proven in the precision that they have, with its wide
+    tolerance.
     """
     wide, half = can_be_exact(model), (model.autocast or model.dtype) in HALF
     before = {name: getattr(model, name) for name in SETTINGS}
@@ -62,6 +63,10 @@ def can_be_exact(model: ProvableModel) -> bool:
     """Whether there is a way to compute this model in fp32 here."""
     if is_quantised(model.transformer):
         return False
+    sharding = model.sharding
+    # FSDP2 fixes what it gathers in at its first pass. Nor is the free memory asked: it differs from rank to rank.
+    if sharding is not None:
+        return sharding.gather is None and not _half_tensors(model)
     needed = sum(tensor.numel() * 4 for tensor in _half_tensors(model))
     return needed <= SHARE_FOR_COPIES * available_bytes(model.device)
 

@@ -22,17 +22,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-from posttrain.data.trees import to_device
 from posttrain.errors import EncodingError, ModelError
 from posttrain.losses.reward import response_tokens
 from posttrain.losses.reward_rule import Pooling, RewardRule, StepRule, aggregate_steps, last_of_each
 from posttrain.models.adapters.kinds import adapter_kind
+from posttrain.models.sharding.mesh import Sharding
+from posttrain.models.sharding.shards import any_nonzero
 from posttrain.models.tree.backbone import backbone
 from posttrain.models.tree.model import TreeModel
 from posttrain.models.tree.provable import Route
-from posttrain.models.tree.rope import forget_lengths
 from posttrain.models.tree.router import summed
-from posttrain.models.tree.rows import single_rows
 from posttrain.outputs import Scores
 from posttrain.types import PLAIN, Batch, Wants
 
@@ -66,9 +65,15 @@ class ScoreModel(TreeModel):
         autocast: torch.dtype | None = None,
         dropout: bool = False,
         activation_checkpointing: bool = False,
+        sharding: Sharding | None = None,
     ):
         super().__init__(
-            model, path, autocast=autocast, dropout=dropout, activation_checkpointing=activation_checkpointing
+            model,
+            path,
+            autocast=autocast,
+            dropout=dropout,
+            activation_checkpointing=activation_checkpointing,
+            sharding=sharding,
         )
         if not is_reward_model(model):
             raise ModelError(
@@ -99,7 +104,6 @@ class ScoreModel(TreeModel):
         Raises:
             EncodingError: a response without a trained token has no place to be scored at.
         """
-        batch = to_device(batch, self.device)
         if wants.probe is not None:
             return self._probed(batch, wants, path)
         with self.routers.recording(wants.routing) as routed:
@@ -123,7 +127,7 @@ class ScoreModel(TreeModel):
 
     def waiting(self) -> frozenset[str]:
         """While the head is zero, no gradient passes it: only its own weights move in the first step."""
-        if any(bool(p.any()) for p in getattr(self.transformer, HEAD).parameters() if p.requires_grad):
+        if any(any_nonzero(p) for p in getattr(self.transformer, HEAD).parameters() if p.requires_grad):
             return super().waiting()
         # Otherwise the check for dead layers would stop every reward model at step 1: all of its backbone waits.
         return frozenset(name for name, _ in self.model.named_parameters() if f"{HEAD}." not in name)
@@ -164,16 +168,11 @@ class ScoreModel(TreeModel):
 
     def _padded_states(self, batch: Batch) -> Tensor:
         """Each branch as a row of its own, prompt first, through the backbone's own attention."""
-        rows, states = self._backbone_rows(batch, "padded")
-        return states[rows.row_N, rows.predictor_N + 1]
+        return self._by_rows(batch, "padded", lambda rows, states: states[rows.row_N, rows.predictor_N + 1])
 
     def _row_states(self, batch: Batch) -> Tensor:
         """Each branch alone."""
-        states = []
-        for row in single_rows(batch):
-            forget_lengths(self.model)
-            states.append(self._padded_states(row))
-        return torch.cat(states)
+        return self._by_rows(batch, "rows", lambda rows, states: states[rows.row_N, rows.predictor_N + 1])
 
 
 # ---------------------------------------------------------------- the model with its head

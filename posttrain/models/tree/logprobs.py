@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from posttrain.data.trees import to_device
+from posttrain.models.sharding.lockstep import joined, with_idle
 from posttrain.models.tree.divergence import Distributions, ExactKL, divergence, exact_kl, spaced_tokens
 from posttrain.models.tree.model import TreeModel, read_values
 from posttrain.models.tree.projection import collision_of, gather_logprobs, log_collisions, read_head, target_logprobs
@@ -38,20 +38,25 @@ class Policy(TreeModel):
     def causal_lm(self) -> Any:
         return self.transformer
 
-    def forward(self, batch: Batch, wants: Wants = PLAIN, *, path: Route | None = None) -> TokenLogprobs:
+    def forward(
+        self,
+        batch: Batch,
+        wants: Wants = PLAIN,
+        *,
+        path: Route | None = None,
+        theirs: tuple[Tensor, Distributions] | None = None,
+    ) -> TokenLogprobs:
         """Log-probs of the batch's trained tokens under softmax(logits / temperature), and what else is asked for.
 
         Args:
             path: overrides the policy's own, for the comparison of the two.
+            theirs: what `wants.against` is compared by; computed where the model is called.
 
         Raises:
             ModelError: the model in `wants.against` has another vocabulary.
         """
-        batch = to_device(batch, self.device)
         if wants.probe is not None:
             return self._probed(batch, wants, path)
-        # Before this pass begins: the other model may be this very one without its adapter.
-        theirs = None if wants.against is None else _theirs(wants.against, batch, wants.temperature)
         chosen = self.path_of(batch, path)
         with self._running_on(chosen):
             with self.routers.recording(wants.routing) as routed:
@@ -73,6 +78,10 @@ class Policy(TreeModel):
         index_S, other = theirs
         apart_S = divergence(own, other, wants.against.mixture)
         return replace(out, divergence_N=wants.against.spread(apart_S, index_S, batch.count.tokens))
+
+    def _beforehand(self, batch: Batch, wants: Wants) -> dict[str, Any]:
+        # The other model may be this very one without its adapter.
+        return {} if wants.against is None else {"theirs": _theirs(wants.against, batch, wants.temperature)}
 
     # ------------------------------------------------------------ the same door, by what is asked
 
@@ -169,23 +178,28 @@ class Policy(TreeModel):
 
     def _row_logits(self, batch: Batch, index_S: Tensor) -> Tensor:
         """Logits at some trained tokens, one row through the whole model at a time, [S, V]."""
-        parts, places = [], []
-        for branch, row in enumerate(single_rows(batch)):
-            of_branch_S = (batch.branch_N[index_S] == branch).nonzero()[:, 0]
-            if not len(of_branch_S):
-                continue
+        single = single_rows(batch)
+        places = [(batch.branch_N[index_S] == branch).nonzero()[:, 0] for branch in range(len(single))]
+        asked = [branch for branch, of_branch_S in enumerate(places) if len(of_branch_S)]
+        parts: list[Tensor] = []
+        idle: list[Tensor] = []
+        rows_to_run = with_idle([single[branch] for branch in asked], single[:1], self.sharding)
+        for number, (row, counts) in enumerate(rows_to_run):
             forget_lengths(self.model)
-            first = int((batch.branch_N < branch).sum())  # branches are laid end to end
             rows = padded_rows(row)
             logits = self.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False).logits[0]
+            if not counts:
+                idle.append(logits)
+                continue
+            first = int((batch.branch_N < asked[number]).sum())  # branches are laid end to end
             virtual = logits.shape[0] - rows.input_ids.shape[1]
-            parts.append(logits[rows.predictor_N[index_S[of_branch_S] - first] + virtual])
-            places.append(of_branch_S)
+            parts.append(logits[rows.predictor_N[index_S[places[asked[number]]] - first] + virtual])
         # Of no token, as in a micro-batch whose responses were all masked; `cat` of nothing would end the step.
-        if not parts:
-            return torch.empty(0, self.transformer.config.get_text_config().vocab_size, device=self.device)
+        if not asked:
+            parts = [torch.empty(0, self.transformer.config.get_text_config().vocab_size, device=self.device)]
+            return joined(parts, idle)
         # The rows were taken branch by branch; the caller's order is that of index_S.
-        return torch.cat(parts)[torch.cat(places).argsort()]
+        return joined(parts, idle)[torch.cat([places[branch] for branch in asked]).argsort()]
 
     def _padded(self, batch: Batch, wants: Wants) -> TokenLogprobs:
         """Each branch as a row of its own, prompt first, padded to the right, through the whole model."""
@@ -203,14 +217,16 @@ class Policy(TreeModel):
 
     def _rows(self, batch: Batch, wants: Wants) -> TokenLogprobs:
         """Each branch alone, so that no row's log-probs depend on how long another is."""
-        parts = []
-        for row in single_rows(batch):
+        parts: list[TokenLogprobs] = []
+        idle: list[TokenLogprobs] = []
+        single = single_rows(batch)
+        for row, counts in with_idle(single, single[:1], self.sharding):
             forget_lengths(self.model)
-            parts.append(self._padded(row, wants))
+            (parts if counts else idle).append(self._padded(row, wants))
         entropies = [part.entropy_N for part in parts if part.entropy_N is not None]
         collisions = [part.log_collision_N for part in parts if part.log_collision_N is not None]
         return TokenLogprobs(
-            torch.cat([part.logprobs_N for part in parts]),
+            joined([part.logprobs_N for part in parts], [part.logprobs_N for part in idle]),
             torch.cat(entropies) if wants.entropy else None,
             torch.cat(collisions) if wants.collision else None,
         )

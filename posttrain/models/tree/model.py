@@ -19,7 +19,7 @@ recorded and layers are checkpointed: decoders such as OPT, BioGPT and BART call
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Self
@@ -28,11 +28,15 @@ import torch
 from torch import Tensor, nn
 
 from posttrain.arguments import checked_instance
+from posttrain.data.trees import to_device
 from posttrain.errors import ModelError
 from posttrain.models.adapters.kinds import adapter_kind, virtual_tokens, waits_for_gradient
+from posttrain.models.sharding.lockstep import joined, most, with_idle
+from posttrain.models.sharding.mesh import Sharding
+from posttrain.models.sharding.wrap import reshard, shard_model, sharding_in
 from posttrain.models.tree.attention import TreeLayout, current_tree, probe_backend, tree_implementation
 from posttrain.models.tree.backbone import backbone
-from posttrain.models.tree.checkpointing import checkpointed_layers, layers_to_checkpoint
+from posttrain.models.tree.checkpointing import checkpointed_layers, layers_of, layers_to_checkpoint
 from posttrain.models.tree.every_token import count_every_token
 from posttrain.models.tree.fused import fused_blocks
 from posttrain.models.tree.paths import Paths
@@ -57,6 +61,8 @@ class TreeModel(ProvableModel):
         autocast: the dtype of matrix multiplies (bf16 on hardware that gains from it), None for the weights' own.
         dropout: train with the model's and the adapter's dropout, in calls that record gradients.
         activation_checkpointing: compute each layer's activations again in the backward pass.
+        sharding: spread the weights over ranks; each rank has to make its model of the same ones. A model that was
+            loaded in shards is spread as it was loaded without this.
     """
 
     def __init__(
@@ -67,6 +73,7 @@ class TreeModel(ProvableModel):
         autocast: torch.dtype | None = None,
         dropout: bool = False,
         activation_checkpointing: bool = False,
+        sharding: Sharding | None = None,
     ):
         checked_instance(
             "model",
@@ -75,7 +82,7 @@ class TreeModel(ProvableModel):
             expected="a model of `transformers`, or a `peft` model around one",
             remedy="write `pt.Policy(loaded.model)`, where `loaded = pt.load(NAME)`",
         )
-        super().__init__(model, autocast=autocast, dropout=dropout)
+        super().__init__(model, autocast=autocast, dropout=dropout, sharding=sharding or sharding_in(model))
         self.virtual_tokens = virtual_tokens(model)
         """Of the adapter; they stand before every row, so that rows share no prompt and the tree does not serve."""
         self.paths = Paths("padded" if self.virtual_tokens and path == "tree" else path)
@@ -84,6 +91,31 @@ class TreeModel(ProvableModel):
         self._layers = layers_to_checkpoint(model) if activation_checkpointing else ()
         count_every_token(model)
         model.eval()  # `self.eval()` would end in `train` below, and do nothing
+        if self.sharding is not None:
+            shard_model(self, layers_of(model), self.sharding)
+
+    def __call__(self, batch: Batch, wants: Wants = PLAIN, *, path: Route | None = None) -> Any:
+        """`forward`, with its path decided and proven before. A proof is made of forward passes of this very module,
+        and so is another model's answer where that is this one without its adapter; within a forward pass they would
+        enter FSDP2's root a second time."""
+        batch = to_device(batch, self.device)
+        if wants.probe is None:
+            path = self.path_of(batch, path)
+        answer = super().__call__(batch, wants, path=path, **self._beforehand(batch, wants))
+        # A reader of the parameters after it must find shards. Distributions are made of the head later on.
+        if self.sharding is not None and not torch.is_grad_enabled() and wants.distributions_at is None:
+            self.settle()
+        return answer
+
+    def _beforehand(self, batch: Batch, wants: Wants) -> dict[str, Any]:
+        """What `forward` is given that other models have to compute."""
+        return {}
+
+    def settle(self) -> None:
+        """Every parameter is its shard again, as an optimizer, a checkpoint or a copy has to see it. Until then the
+        head is whole after a forward pass, for the backward pass or for distributions. Not between the two."""
+        if self.sharding is not None:
+            reshard(self)
 
     def train(self, mode: bool = True) -> Self:
         """Modes are this class's business: dropout is decided per call, never by who called `train()` last."""
@@ -135,7 +167,7 @@ class TreeModel(ProvableModel):
         limit = static_positions(self.transformer.config.get_text_config())
         if limit is not None:
             forget_lengths(self.model)
-            if int(batch.positions_T.max()) + self.virtual_tokens >= limit:
+            if most(int(batch.positions_T.max()), self.sharding) + self.virtual_tokens >= limit:
                 return "rows"
         if path == "tree" and self.virtual_tokens:
             raise ModelError(
@@ -160,7 +192,12 @@ class TreeModel(ProvableModel):
         # Without gradients it is a measurement (reference, old log-probs, held-out rows), and noise in it reads as a
         # difference.
         noisy = self.dropout and torch.is_grad_enabled()
-        autocast = torch.autocast(self.device.type, self.autocast) if self.autocast else nullcontext()
+        # Autocast keeps the narrow copy of each weight until it is left: of a sharded model that were all of it.
+        autocast = (
+            torch.autocast(self.device.type, self.autocast, cache_enabled=self.sharding is None)
+            if self.autocast
+            else nullcontext()
+        )
         again = checkpointed_layers(self._layers, partial(self._again, noisy))
         with self._modes(noisy), again, autocast:
             yield
@@ -191,11 +228,17 @@ class TreeModel(ProvableModel):
         """The backbone's last hidden states where each trained token is predicted, [N, D]."""
         if chosen == "tree":
             return self._tree_hidden(batch).index_select(0, batch.predictor_index_N)
-        parts = []
-        for part in [batch] if chosen == "padded" else single_rows(batch):
-            rows, states = self._backbone_rows(part, chosen)
-            parts.append(states[rows.row_N, rows.predictor_N])
-        return torch.cat(parts)
+        return self._by_rows(batch, chosen, lambda rows, states: states[rows.row_N, rows.predictor_N])
+
+    def _by_rows(self, batch: Batch, chosen: Route, pick: Callable[[PaddedRows, Tensor], Tensor]) -> Tensor:
+        """What `pick` takes of the backbone's last hidden states: of all rows at once, or of one at a time."""
+        if chosen == "padded":
+            return pick(*self._backbone_rows(batch, chosen))
+        single = single_rows(batch)
+        parts: dict[bool, list[Tensor]] = {True: [], False: []}
+        for row, counts in with_idle(single, single[:1], self.sharding):
+            parts[counts].append(pick(*self._backbone_rows(row, chosen)))
+        return joined(parts[True], parts[False])
 
     def _backbone_rows(self, batch: Batch, chosen: Route) -> tuple[PaddedRows, Tensor]:
         """The batch as rows, and the backbone's last hidden states of them, [B, L, D]."""

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from posttrain.data.trees import collate
+from posttrain.models.sharding.gradients import gradients_of
+from posttrain.models.sharding.shards import whole
 from posttrain.models.tree.exact import exact
 from posttrain.models.tree.provable import ProvableModel, Route
 from posttrain.types import Batch, Branch, RowRef, TokenTree
@@ -232,6 +234,8 @@ def values_and_gradient(
 ) -> tuple[Tensor, list[Tensor] | None]:
     """The values that a loss would see, and the gradient of their sum in all that trains."""
     batch = collate(trees)
+    policy.settle()
+    parameters = [p for p in policy.parameters() if p.requires_grad]
     with torch.set_grad_enabled(gradient):
         values, branches = policy.compared(batch, path)
     if skip_first_branch:
@@ -239,12 +243,12 @@ def values_and_gradient(
         values = values[~torch.isin(branches, changed).to(values.device)]
     if not gradient:
         return values, None
-    parameters = [p for p in policy.parameters() if p.requires_grad]
     if not parameters:
         return values.detach(), []
-    # Not `backward`: a proof in the middle of a run must leave the parameters' own gradients as they are.
-    gradients = torch.autograd.grad(values.sum(), parameters, allow_unused=True, materialize_grads=True)
-    return values.detach(), list(gradients)
+    # A proof in the middle of a run must leave the parameters' own gradients as they are.
+    found = gradients_of([values.sum()], parameters)
+    pairs = zip(parameters, found, strict=True)
+    return values.detach(), [torch.zeros_like(p) if slope is None else slope for p, slope in pairs]
 
 
 def _from_first_branch(batch: Batch) -> list[int]:
@@ -263,7 +267,7 @@ def largest(difference: Tensor) -> float:
 
 def _norm(gradient: Tensor) -> Tensor:
     """Summed in fp64 without a copy in it: the gradient of an embedding is the largest tensor there is."""
-    return torch.linalg.vector_norm(gradient, dtype=torch.float64)
+    return whole(torch.linalg.vector_norm(gradient, dtype=torch.float64))
 
 
 def relative(gradients: list[Tensor], others: list[Tensor]) -> float:

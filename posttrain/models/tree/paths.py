@@ -24,6 +24,7 @@ import torch
 
 from posttrain.errors import ModelError, PosttrainError
 from posttrain.models.devices import out_of_memory
+from posttrain.models.sharding.lockstep import most, trees_of_longest
 from posttrain.models.tree.attention import NOT_SERVED
 from posttrain.models.tree.exact import HALF, exact
 from posttrain.models.tree.parity import Gap, against, computed_in, looks_ahead, values_and_gradient
@@ -103,11 +104,14 @@ class Paths:
         Raises:
             ModelError: the model lets a token see later ones, and what it is used for does not allow that.
         """
-        longest = max(row_lengths(batch))
+        own = max(row_lengths(batch))
+        # Ranks of one model go the same way, on the proof that the longest row of any of them needs.
+        longest = most(own, model.sharding)
         known = self.known(longest, gradient=torch.is_grad_enabled() and model.trains())
         if known is not None:
             return known
-        return self._decide(model, trees_of(batch, _chosen(row_lengths(batch), batch)), longest, say=True)
+        trees = trees_of(batch, _chosen(row_lengths(batch), batch))
+        return self._decide(model, trees_of_longest(trees, own, longest, model.sharding), longest, say=True)
 
     def known(self, longest: int, *, gradient: bool = False) -> Route | None:
         """The path of rows of up to `longest` tokens, if no proof is missing."""

@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from posttrain.models.sharding.mesh import Sharding
 from posttrain.models.tree.attention import TreeCalls
 from posttrain.types import Batch, Wants
 
@@ -31,8 +32,17 @@ class ProvableModel(nn.Module, ABC):
     reads_ahead_is_wrong: bool = True
     """Whether a token's value must not depend on later ones; a judge of whole responses may read as it likes."""
 
-    def __init__(self, model: nn.Module, *, autocast: torch.dtype | None = None, dropout: bool = False):
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        autocast: torch.dtype | None = None,
+        dropout: bool = False,
+        sharding: Sharding | None = None,
+    ):
         super().__init__()
+        self.sharding = sharding
+        """How the weights are spread over ranks; None: they are all here."""
         self.model = model
         self.autocast = autocast
         self.dropout = dropout
@@ -40,7 +50,7 @@ class ProvableModel(nn.Module, ABC):
         """Run norms and gates as the model does also without autocast, as a proof of what runs under it has to."""
         self.backend: str | None = None
         """Of the tree's attention; None is the fastest that agrees with `segments` here (`probe_backend`)."""
-        self.is_sharded = False
+        self.is_sharded = sharding is not None
         """Whether its weights lie in parts on several processes, so that every pass is collective: all of them make
         equally many, in the same order."""
         self.calls: TreeCalls | None = None
@@ -63,6 +73,10 @@ class ProvableModel(nn.Module, ABC):
     @abstractmethod
     def path(self) -> Route:
         """That most rows take, as far as is known."""
+
+    @abstractmethod
+    def settle(self) -> None:
+        """See `TreeModel`."""
 
     def trains(self) -> bool:
         return any(parameter.requires_grad for parameter in self.parameters())

@@ -10,14 +10,13 @@ prompt's last token for the first one. The model inside is the backbone and scal
 
 from __future__ import annotations
 
-import copy
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from posttrain.data.trees import to_device
+from posttrain.models.sharding.copies import twin
 from posttrain.models.tree.heads import HEAD, with_head
 from posttrain.models.tree.logprobs import Policy
 from posttrain.models.tree.model import TreeModel, read_values
@@ -32,7 +31,6 @@ class ValueModel(TreeModel):
 
     def forward(self, batch: Batch, wants: Wants = PLAIN, *, path: Route | None = None) -> Tensor:
         """Values [N], fp32 or the model's wider type; of `wants` only a probe is read."""
-        batch = to_device(batch, self.device)
         if wants.probe is not None:
             return self._probed(batch, wants, path)
         chosen = self.path_of(batch, path)
@@ -61,16 +59,16 @@ def value_model(policy: Policy, *, train_backbone: bool = True, seed: int = 0) -
     Args:
         train_backbone: False trains the head alone, on frozen features of the start.
     """
-    # In `deepcopy`'s memo these count as copied already: the frozen base is shared, and memory grows by the adapter
-    # alone.
-    shared: dict[int, Any] = {id(p): p for p in policy.model.parameters() if not p.requires_grad}
-    twin: Any = copy.deepcopy(policy.model, dict(shared))
-    plain = twin.get_base_model() if isinstance(twin, PeftModel) else twin
+    policy.settle()
+    # The frozen base is shared, and memory grows by the adapter alone.
+    copied = twin(policy.model, lambda own: own.detach().clone() if own.requires_grad else own)
+    shared = {id(p) for p in policy.model.parameters() if not p.requires_grad}
+    plain = copied.get_base_model() if isinstance(copied, PeftModel) else copied
     headed = with_head(plain, ("value",), seed=seed)
     for name, parameter in headed.named_parameters():
         if not name.startswith(f"{HEAD}.") and id(parameter) not in shared:
             parameter.requires_grad_(train_backbone)
-    return ValueModel(headed, policy.path, autocast=policy.autocast)
+    return ValueModel(headed, policy.path, autocast=policy.autocast, sharding=policy.sharding)
 
 
 def value_head(policy: Policy) -> nn.Linear:

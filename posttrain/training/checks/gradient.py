@@ -8,11 +8,11 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from posttrain.data.trees import collate, count, to_device
 from posttrain.models.adapters.kinds import adapter_layers
+from posttrain.models.sharding.gradients import gradients_of, nonzero
 from posttrain.models.tree.every_token import frozen_weights
 from posttrain.models.tree.model import TreeModel
 from posttrain.training.checks.preflight import Check, probes
@@ -42,8 +42,9 @@ def check_gradient(
     """
     batch = to_device(collate(probes(trees)), policy.device)
     reference_N = reference.logprobs(batch) if reference is not None else None
-    logprobs = policy(batch, algorithm.wants)
+    policy.settle()
     named = [(name, p) for name, p in policy.model.named_parameters() if p.requires_grad]
+    logprobs = policy(batch, algorithm.wants)
     weights, size = [p for _, p in named], sum(p.numel() for _, p in named)
     # d loss / d log-prob first, on copies: there a loss that is constant shows as exactly 0, whatever the model rounds.
     slopes = slopes_of(algorithm, logprobs, reference_N, batch, count(probes(trees)))
@@ -51,14 +52,11 @@ def check_gradient(
         return _no_slope(algorithm, size, policy)
     balanced = _reached(router_term(algorithm, logprobs), weights)
     figures = [getattr(logprobs, name) for name in slopes]
-    gradients = torch.autograd.grad(figures, weights, list(slopes.values()), allow_unused=True)
+    gradients = gradients_of(figures, weights, list(slopes.values()))
+    alive = nonzero(gradients)
     # Parts behind a factor that starts at zero (lora_A, a backbone under a fresh head) move from the second step on.
     waiting = policy.waiting()
-    dead = [
-        name
-        for (name, _), g in zip(named, gradients, strict=True)
-        if (g is None or not g.any()) and name not in waiting
-    ]
+    dead = [name for (name, _), moves in zip(named, alive, strict=True) if not moves and name not in waiting]
     alone = dead == [name for name, _ in named]  # no gradient of the method's own: balancing experts is no substitute
     dead = dead if alone else [name for name in dead if name not in {named[index][0] for index in balanced}]
     everything = sum(p.numel() for p in policy.model.parameters())
@@ -91,8 +89,8 @@ def _reached(loss: Tensor | float, weights: Sequence[Tensor]) -> list[int]:
     """Which of `weights` get a gradient from a further loss; a router that sends a token to one expert has no other."""
     if not isinstance(loss, Tensor) or not loss.requires_grad:
         return []
-    gradients = torch.autograd.grad(loss, list(weights), allow_unused=True, retain_graph=True)
-    return [index for index, g in enumerate(gradients) if g is not None and bool(g.any())]
+    moves = nonzero(gradients_of([loss], weights, retain_graph=True))
+    return [index for index, moved in enumerate(moves) if moved]
 
 
 def _no_slope(algorithm: Algorithm, size: int, policy: TreeModel) -> Check:

@@ -25,7 +25,9 @@ from torch.profiler import ProfilerActivity, profile
 from posttrain.data.trees import collate, to_device
 from posttrain.errors import MemoryLimitError
 from posttrain.models.devices import available_bytes, out_of_memory
+from posttrain.models.sharding.gradients import gradients_of
 from posttrain.models.tree.attention import TreeLayout, attention_windows
+from posttrain.models.tree.checkpointing import layers_of
 from posttrain.models.tree.model import TreeModel
 from posttrain.models.tree.projection import BUFFER_ELEMENTS, chunk_rows
 from posttrain.types import TokenTree
@@ -149,8 +151,10 @@ def plan(
     if working is not None:
         activation_bytes_per_token = working.per_token
     parameters = list(policy.parameters())
-    weights = sum(p.numel() * p.element_size() for p in parameters)
-    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    # Of a sharded model a rank has one of so many parts; rounded up, so that all ranks plan alike.
+    share = 1 if policy.sharding is None else policy.sharding.ranks
+    weights = -(-sum(p.numel() * p.element_size() for p in parameters) // share)
+    trainable = -(-sum(p.numel() for p in parameters if p.requires_grad) // share)
     vocabulary = int(policy.transformer.config.get_text_config().vocab_size)
     element = policy.dtype.itemsize
     items = [
@@ -163,6 +167,10 @@ def plan(
             f"{tokens_per_microbatch:,} tokens x {activation_bytes_per_token / 1e6:.2f} MB",
         ),
     ]
+    if policy.sharding is not None:
+        items.append(
+            Item("gathered", gathered_bytes(policy), "whole at once: what is outside of layers, and two layers")
+        )
     if program:
         items.insert(0, Item("program", program, "interpreter and libraries"))
     # What is occupied already is in the plan as items, so it counts as available too: else it would count twice.
@@ -184,6 +192,13 @@ def plan(
     else:
         items.append(Item("logits buffer", max(BUFFER_ELEMENTS, 16 * vocabulary) * element, "one chunk, reused"))
     return MemoryPlan(tuple(items), available)
+
+
+def gathered_bytes(policy: TreeModel) -> int:
+    """What a sharded model has whole at its fullest: the root's own weights, the layer that computes and the next."""
+    layers = [sum(p.numel() * p.element_size() for p in layer.parameters()) for layer in layers_of(policy.model)]
+    total = sum(p.numel() * p.element_size() for p in policy.parameters())
+    return total - sum(layers) + sum(sorted(layers)[-2:])
 
 
 def logits_item(rows: int, tokens: int, vocabulary: int, bytes_per_logit: int) -> Item:
@@ -262,6 +277,7 @@ def _peak(policy: TreeModel, trees: Sequence[TokenTree]) -> tuple[int, Counter[i
     The backward pass goes down to one small weight near the input and makes no other gradient: these are counted by
     themselves, and of a short batch they would hide the activations.
     """
+    policy.settle()
     trained = [p for p in policy.parameters() if p.requires_grad]
     if not trained:
         return 0, Counter()
@@ -270,7 +286,8 @@ def _peak(policy: TreeModel, trees: Sequence[TokenTree]) -> tuple[int, Counter[i
 
     def once() -> None:
         values, _ = policy.compared(collate(trees))
-        torch.autograd.grad(values.sum(), [first], allow_unused=True)
+        # Shards get their gradients all at once, or none: then they are measured too.
+        gradients_of([values.sum()], trained if policy.is_sharded else [first])
 
     if policy.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(policy.device)

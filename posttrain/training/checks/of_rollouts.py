@@ -176,6 +176,7 @@ def own_columns(stage: SamplingStage, policy: Policy, rows: Sequence[TokenTree])
             old[branch.loss_mask] = own_N[first : first + trained]
             first += trained
             others = {"old_logprobs": old, "reference_logprobs": old - PROBED_KL, "teacher_logprobs": old + PROBED_KL}
+            others["sampler_logprobs"] = old  # a mask that takes a probe out for its rounding would leave no gradient
             branches.append(replace(branch, columns={**branch.columns, **others}))
         probes.append(replace(tree, branches=tuple(branches)))
     return probes

@@ -105,6 +105,7 @@ class Critic:
         self.model = model
         self.clip = clip
         self._tokens = tokens_per_microbatch
+        model.settle()
         self._optimizer = Optimizer(
             model.model, settings, learning_rate=learning_rate, schedule=schedule, steps=updates
         )

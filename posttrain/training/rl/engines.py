@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from posttrain.config.engines import NativeEngineSettings, VLLMColocatedSettings, VLLMServedSettings
 from posttrain.config.online import SamplingStage
@@ -21,9 +20,12 @@ from posttrain.rollout.engine import Engine
 from posttrain.rollout.native import NativeEngine
 from posttrain.rollout.text import Decode
 from posttrain.rollout.vllm_colocated import ColocatedEngine
-from posttrain.rollout.vllm_served import ServedEngine
+from posttrain.rollout.vllm_install import installed
+from posttrain.rollout.vllm_pool import PoolCounts
+from posttrain.rollout.vllm_requests import refuse_stops
 from posttrain.rollout.weight_folder import WeightFolder
 from posttrain.rollout.weight_sync import WeightSync, sample_probe
+from posttrain.training.rl.served import Surroundings, served_sampler, server_of
 
 
 def _nothing() -> None:
@@ -44,6 +46,19 @@ class Sampler:
     """Called when sampling is over for the moment: a colocated engine gives the GPU back."""
     close: Callable[[], None] = _nothing
     """Called when it is over for good."""
+    counts: Callable[[], PoolCounts | None] = _nothing
+    """Of an engine of several servers: what was lost and mended."""
+
+    def metrics(self) -> dict[str, float]:
+        """Totals since the stage began, for its metrics."""
+        counts = self.counts()
+        if counts is None:
+            return {}
+        return {
+            "engine_servers": counts.ready,
+            "engine_restarts": counts.restarts,
+            "engine_asked_again": counts.asked_again,
+        }
 
     def sync_weights(self, version: int) -> float | None:
         """Give the engine the policy's weights as they are; what a fixed sequence shows of the difference, in nats
@@ -84,21 +99,33 @@ def require(stage: SamplingStage) -> None:
             where=f"{stage.name}: engine",
             remedy="`pip install 'posttrain[vllm]'` on a machine with a GPU, or write `engine: native`",
         )
-    if isinstance(engine, VLLMServedSettings):
-        served = _served(engine).served_model()
+    if not isinstance(engine, VLLMServedSettings):
+        return
+    for key, sampling in asked.items():
+        if sampling is not None:
+            refuse_stops(sampling.stop, f"{stage.name}: {key}.stop")
+    if engine.launch is not None:
+        installed(engine.launch.python, f"{stage.name}: engine.launch.python")
+    for url in engine.addresses:
+        served = server_of(engine, url).served_model()
         longest = served.longest
         if longest is not None and stage.sampling.max_new_tokens >= longest:
             raise ConfigError(
                 "the server's sequences are too short for the answers",
                 where=f"{stage.name}: sampling.max_new_tokens",
-                found=f"{stage.sampling.max_new_tokens:,} new tokens; {engine.url} serves {served.name} with "
+                found=f"{stage.sampling.max_new_tokens:,} new tokens; {url} serves {served.name} with "
                 f"{longest:,} tokens in all",
                 remedy="start the server with a larger --max-model-len, or lower sampling.max_new_tokens",
             )
 
 
 def start(
-    stage: SamplingStage, policy: Policy, prompt: Sequence[int], longest: int, decode: Decode | None = None
+    stage: SamplingStage,
+    policy: Policy,
+    prompt: Sequence[int],
+    longest: int,
+    decode: Decode | None = None,
+    around: Surroundings | None = None,
 ) -> Sampler:
     """The stage's engine with the policy's weights in it.
 
@@ -106,6 +133,7 @@ def start(
         prompt: one of the stage's, with which the probe begins.
         longest: tokens of the longest prompt.
         decode: ids to text, for stop strings.
+        around: what servers need that the stage starts itself; None for an engine that starts none.
 
     Raises:
         ConfigError: a prompt that the engine has no room for.
@@ -128,10 +156,11 @@ def start(
     # Sampled by the trainer itself: an engine that is wrong would propose a probe on which it is right.
     probe = sample_probe(NativeEngine(policy.model, autocast=policy.autocast), prompt)
     if isinstance(settings, VLLMServedSettings):
-        served = _served(settings)
-        _require_served_room(stage, served, longest)
-        sampler = Sampler(served, WeightSync(served, policy, probe, in_flight=_in_flight(stage)), close=served.close)
-        where = f"{settings.url} ({served.served_model().name})"
+        served = served_sampler(stage, settings, policy, longest + _most_new(stage), around)
+        engine = served.engine
+        sync = WeightSync(engine, policy, probe, score_each=served.score_each, in_flight=_in_flight(stage))
+        served.prove_with(sync.prove)
+        sampler, where = Sampler(engine, sync, close=served.close, counts=served.counts), served.where
     else:
         folder = WeightFolder()
         # A tokenizer of vLLM could only differ from the one that training uses.
@@ -144,9 +173,11 @@ def start(
         where = "vLLM in this process"
     try:
         sampler.sync_weights(0)
-    except EngineError as error:  # before anything is trained
-        # The folder in memory is the size of the model: an error must not leave it behind.
+    except BaseException as error:
+        # The folder in memory is the size of the model, and servers hold more: an error must leave neither behind.
         sampler.close()
+        if not isinstance(error, EngineError):
+            raise
         raise EngineError(
             "the engine does not take the weights of the model that trains: it may serve another one",
             where=f"{stage.name}: engine, {where}",
@@ -155,23 +186,6 @@ def start(
             "that it takes weights",
         ) from error
     return sampler
-
-
-def _in_flight(stage: SamplingStage) -> str | None:
-    """What becomes of requests in flight when the weights change; None: there are none."""
-    if not isinstance(stage.rollout, AsyncRollout):
-        return None
-    return {"continue": "keep", "recompute": "recompute"}[stage.rollout.on_update]
-
-
-def _served(settings: VLLMServedSettings) -> ServedEngine:
-    return ServedEngine(
-        settings.url,
-        folder=None if settings.weights_folder is None else Path(settings.weights_folder),
-        served_name=settings.served_name,
-        requests=settings.requests,
-        patience=settings.patience,
-    )
 
 
 def _require_room(stage: SamplingStage, settings: NativeEngineSettings, longest: int) -> None:
@@ -185,15 +199,11 @@ def _require_room(stage: SamplingStage, settings: NativeEngineSettings, longest:
         )
 
 
-def _require_served_room(stage: SamplingStage, engine: ServedEngine, longest: int) -> None:
-    served, longest = engine.served_model(), longest + _most_new(stage)
-    if served.longest is not None and longest > served.longest:
-        raise ConfigError(
-            "the server's sequences are too short for the longest prompt and its answer",
-            where=f"{stage.name}: engine.url",
-            found=f"{longest:,} tokens; {engine.server.url} serves {served.name} with {served.longest:,}",
-            remedy=f"start the server with --max-model-len {longest} or more, or set max_length to {served.longest}",
-        )
+def _in_flight(stage: SamplingStage) -> str | None:
+    """What becomes of requests in flight when the weights change; None: there are none."""
+    if not isinstance(stage.rollout, AsyncRollout):
+        return None
+    return {"continue": "keep", "recompute": "recompute"}[stage.rollout.on_update]
 
 
 def _most_new(stage: SamplingStage) -> int:

@@ -117,9 +117,9 @@ class PolicyGradient(_Stateless):
     ):
         self.stage, self.policy, self.kl, self.tokens = stage, policy, kl, tokens
         self.reference, self.critic, self.teacher = reference, critic, teacher
-        compares = stage.follows_kl or teacher is not None
-        moved = not stage.on_policy and not stage.ratio_to_sampler
-        self.recomputes_old = moved or (compares and not engine_is_trainer and not stage.ratio_to_sampler)
+        self._compares = stage.follows_kl or teacher is not None
+        starts_ratios = not stage.on_policy and stage.row.proximal == "trainer"
+        self.recomputes_old = starts_ratios or (self._compares and not engine_is_trainer)
         """Whether the trainer computes the log-probs of the policy that sampled: to start ratios from, and for what is
         compared with another model's, of which it computes the log-probs too. The engine's rounding would be charged as
         a KL, or learned from, where it is not the trainer's."""
@@ -128,8 +128,8 @@ class PolicyGradient(_Stateless):
         self.parts = {"value": critic.part} if critic is not None else {}
 
     def trees(self, rollout: Rollout, kept: Sequence[Group]) -> list[list[TokenTree]]:
-        self._fill(rollout)
-        self._assign(rollout)
+        own = self._fill(rollout)
+        self._assign(rollout, own)
         return [trees for group in kept if (trees := group.trees(self.tokens))]
 
     def after_update(self, trees: Sequence[TokenTree], index: int) -> Mapping[str, Metric]:
@@ -153,13 +153,12 @@ class PolicyGradient(_Stateless):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.kl.load(float(state["kl_coefficient"]))
 
-    @property
-    def _own(self) -> str:
-        """The column of the policy that sampled."""
-        return "old_logprobs" if self.recomputes_old else "sampler_logprobs"
+    def _fill(self, rollout: Rollout) -> str:
+        """The log-probs and values that the loss or the rewards need, by the trainer's own forward pass.
 
-    def _fill(self, rollout: Rollout) -> None:
-        """The log-probs and values that the loss or the rewards need, by the trainer's own forward pass."""
+        Returns:
+            the column of the trainer's policy at the step's start, which other models are compared with.
+        """
         temperature, policy = self.stage.trainer_temperature, self.policy
         reference, teacher, measured = self.reference, self.teacher, self.reference is not None
 
@@ -168,23 +167,27 @@ class PolicyGradient(_Stateless):
             sharded = policy.is_sharded
             fill(rollout, name, call, self.tokens, policy.device, everything=everything, is_sharded=sharded)
 
+        ahead = any(rollout.staleness)
+        if ahead:
+            rollout.give_staleness()
+        # Engine and trainer may compute alike, and where sampling ran ahead it was still with other weights: a KL of
+        # the engine's log-probs would then be that of a policy that is gone.
+        recomputes = self.recomputes_old or (self._compares and ahead)
+        own = "old_logprobs" if recomputes else "sampler_logprobs"
         # All of the rollout where a KL is measured, also what does not train: a mean over a selection is biased.
-        if self.recomputes_old:
+        if recomputes:
             wants = Wants(temperature=temperature)
             give("old_logprobs", lambda batch: policy(batch, wants).logprobs_N, everything=measured)
-        elif self.stage.ratio_to_sampler:
-            for response in rollout.responses:
-                if response.trains:
-                    response.columns["old_logprobs"] = response.columns["sampler_logprobs"]
         if reference is not None:
             give(
                 "reference_logprobs", lambda batch: reference.logprobs(batch, temperature=temperature), everything=True
             )
-            self._kl_sampled = rollout.sequence_kl(self._own, "reference_logprobs")
+            self._kl_sampled = rollout.sequence_kl(own, "reference_logprobs")
         if teacher is not None:
             give("teacher_logprobs", lambda batch: teacher.logprobs(batch, temperature=temperature))
         if self.critic is not None:
             give("values", self.critic.model)
+        return own
 
     @property
     def _charges_groups(self) -> bool:
@@ -192,19 +195,23 @@ class PolicyGradient(_Stateless):
         to those that train."""
         return self.stage.kl_place == "reward" and self.stage.row.compares_groups
 
-    def _assign(self, rollout: Rollout) -> None:
-        """Advantages, and for PPO returns, of every token."""
+    def _assign(self, rollout: Rollout, own: str) -> None:
+        """Advantages, and for PPO returns, of every token.
+
+        Args:
+            own: the column of the trainer's policy.
+        """
         rewards_B, group_B, mask_BL = rollout.padded()
         kl_BL = ratio_BL = None
         if self.reference is not None and self.stage.kl_place == "reward":
-            own_BL = rollout.column(self._own)
+            own_BL = rollout.column(own)
             # No gradient flows through a reward, so this is the estimator's value alone, of the policy that sampled.
             kl_BL = KL_TERMS[self.stage.row.kl].of(
                 own_BL, rollout.column("reference_logprobs"), torch.ones_like(own_BL)
             )
         if self.teacher is not None:
             # Both by the trainer's arithmetic where the engine's differs, or rounding is learned from the teacher.
-            ratio_BL = rollout.column("teacher_logprobs") - rollout.column(self._own)
+            ratio_BL = rollout.column("teacher_logprobs") - rollout.column(own)
         assigned = credit.advantages(
             self.stage.row.advantage,
             credit.Rollout(

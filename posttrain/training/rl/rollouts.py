@@ -27,6 +27,9 @@ from posttrain.runs.records.sampled import RolloutLine
 from posttrain.training.micro import alike, planned
 from posttrain.types import Batch, Task, TokenTree
 
+OTHERWISE = ("sampler_logprobs", "staleness")
+"""Columns that a line of rollouts.jsonl has as keys of its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -221,6 +224,12 @@ class Rollout:
                 values_BL[place, : len(values_L)] = torch.from_numpy(values_L)
         return values_BL
 
+    def give_staleness(self) -> None:
+        """Every response that trains gets the column `staleness`, by which losses split what they measure."""
+        for steps, response in zip(self.staleness, self.responses, strict=True):
+            if response.trains:
+                response.give("staleness", np.full(response.completion.num_sampled, steps, dtype=np.float32))
+
     def put(self, name: str, values_BL: Tensor) -> None:
         """The other way: a column of every response that trains."""
         for values_L, response in zip(values_BL, self.responses, strict=True):
@@ -253,7 +262,7 @@ class Rollout:
                         round(value, 6) if sampled else None
                         for value, sampled in zip(completion.logprobs, response.mask, strict=True)
                     ),
-                    columns={name: _rounded(c) for name, c in columns.items() if name != "sampler_logprobs"},
+                    columns={name: _rounded(c) for name, c in columns.items() if name not in OTHERWISE},
                 )
 
 

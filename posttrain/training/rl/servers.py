@@ -2,8 +2,8 @@
 
     require_servers(stage)          # EngineError or RewardError, in a moment, where nobody listens
 
-posttrain starts none of them, so there is nothing to wait for at the begin. A server that goes away later is waited for
-as its settings say (`engine.patience`, the judge's `retries`).
+Those that the stage starts itself (`engine.launch`) are not among them. There is nothing to wait for at the begin; a
+server that goes away later is waited for as its settings say (`engine.patience`, the judge's `retries`).
 """
 
 from __future__ import annotations
@@ -30,11 +30,14 @@ def require_servers(stage: SamplingStage) -> None:
         RewardError: nobody listens where a judge shall be.
     """
     engine = stage.engine
-    if isinstance(engine, VLLMServedSettings) and (why := why_unreachable(engine.url)) is not None:
+    addresses = engine.addresses if isinstance(engine, VLLMServedSettings) else ()
+    for url in addresses:
+        if (why := why_unreachable(url)) is None:
+            continue
         raise EngineError(
             "the engine cannot be reached",
-            where=f"{stage.name}: engine.url",
-            found=f"{engine.url}: {why}",
+            where=f"{stage.name}: engine.{'url' if len(addresses) == 1 else 'urls'}",
+            found=f"{url}: {why}",
             remedy=f"start it, wait until it answers, and run the same command again: {COMMAND}",
         )
     for key, specs in (("rewards", stage.rewards), ("examine.rewards", stage.examine.rewards)):

@@ -130,6 +130,7 @@ class OnlineSource:
             # Also what does not train: a person who looks why nothing is learned needs the dropped groups most.
             for record in rollout.records():
                 setup.folder.append(record)
+        now.metrics |= setup.sampler.metrics()
         now.metrics |= rollout_metrics(rollout, rewarded=setup.stage.needs_rewards)
         now.metrics["groups_trained"] = len(trees)
         if not trees:

@@ -34,11 +34,11 @@ class Teacher:
 
 
 def load_teacher(name: str, policy: Policy, progress: Progress) -> Teacher:
-    teacher = load(name, device=policy.device, say=progress.say)
+    teacher = load(name, device=policy.device, say=progress.say, sharding=policy.sharding)
     for parameter in teacher.model.parameters():
         parameter.requires_grad_(False)
     # Its path is its own: a teacher of another architecture may not be what the student's proof was made on.
-    return Teacher(Policy(teacher.model, autocast=policy.autocast))
+    return Teacher(Policy(teacher.model, autocast=policy.autocast, sharding=policy.sharding))
 
 
 def compared_with(stage: SamplingStage, policy: Policy, progress: Progress) -> Against | None:

@@ -7,11 +7,16 @@ from typing import Any
 
 import torch
 
+from posttrain.config.adapters import AdaLoRA
 from posttrain.config.base import TrainingStage
 from posttrain.data.speech import Speech
+from posttrain.errors import ConfigError
 from posttrain.models.folders.export import ExportSettings, begin_save
 from posttrain.models.folders.loading import LoadedModel, load
 from posttrain.models.folders.source import resolve
+from posttrain.models.sharding.copies import twin
+from posttrain.models.sharding.mesh import Sharding, sharding_of
+from posttrain.models.sharding.wrap import park
 from posttrain.runs.progress import Progress
 from posttrain.training.checks.before_loading import require_room
 from posttrain.training.order import stream_seed
@@ -21,10 +26,11 @@ from posttrain.training.stages.kind import NotSaved, Pending, Prepared, StageCon
 def load_policy(
     stage: TrainingStage, start: str | Path | LoadedModel, device: torch.device, seed: int, progress: Progress
 ) -> LoadedModel:
-    """The model that trains, with the stage's adapter; one that is loaded already is taken as it is."""
+    """The model that trains, with the stage's adapter, in parts where ranks share it; one that is loaded already is
+    taken as it is."""
+    sharding = spread_of(stage, device, progress)
     if isinstance(start, LoadedModel):
-        start.model.to(device)
-        return start
+        return in_parts(start, sharding, device)
     require_room(resolve(start, say=progress.say).folder, stage.adapter, device)
     # The adapter's stream is its own: a stage with one draws the same rows as a stage without.
     loaded = load(
@@ -34,9 +40,43 @@ def load_policy(
         device=device,
         seed=stream_seed(seed, "adapter"),
         say=progress.say,
+        sharding=sharding,
     )
     for notice in loaded.notices:
         progress.say(notice)
+    return loaded
+
+
+def spread_of(stage: TrainingStage, device: torch.device, progress: Progress) -> Sharding | None:
+    """How the stage's models lie on the ranks of this job; every rank asks together.
+
+    Raises:
+        ConfigError: the mesh is not as large as the job, or the adapter cannot be trained in parts.
+    """
+    if stage.compute.offload != "none" and device.type == "cpu":
+        progress.say(f"compute.offload: {stage.compute.offload} moves nothing, for the model is on the CPU already")
+    sharding = sharding_of(stage.compute, device, autocast_of(stage.compute.precision, device))
+    if sharding is not None and isinstance(stage.adapter, AdaLoRA):
+        raise ConfigError(
+            "AdaLoRA cannot be trained in parts: its penalty and its scores are of whole factors",
+            where="adapter.kind",
+            found=f"adalora with {sharding.ranks} ranks to a model",
+            expected="another kind, or a whole model on each rank",
+            remedy="write `adapter: {kind: lora}`, or `compute: {mesh: {shard: 1, replicate: N}}`",
+        )
+    return sharding
+
+
+def in_parts(loaded: LoadedModel, sharding: Sharding | None, device: torch.device) -> LoadedModel:
+    """A model in memory, in place: of one that an earlier stage trained in parts the structure is new, the weights are
+    its own."""
+    if loaded.sharding is not None:
+        loaded.model = twin(loaded.model, lambda own: own)
+    if sharding is None:
+        loaded.model.to(device)
+    else:
+        park(loaded.model, sharding)
+    loaded.sharding = sharding
     return loaded
 
 

@@ -23,10 +23,11 @@ from posttrain.losses.reward import branches_per_tree, fit_normalisation
 from posttrain.losses.reward_rule import RewardRule
 from posttrain.models.folders.export import ExportSettings, PendingSave
 from posttrain.models.folders.fingerprint import backbone_fingerprint
-from posttrain.models.folders.loading import LoadedModel, load, resolve, with_tokens
+from posttrain.models.folders.loading import LoadedModel, load, needs_whole_weights, resolve, with_tokens
 from posttrain.models.reward.export import begin_save_reward
 from posttrain.models.reward.folders import is_reward_folder, load_reward_folder, start_reward
 from posttrain.models.reward.scoring import score_trees
+from posttrain.models.sharding.wrap import park
 from posttrain.models.tree.heads import ScoreModel
 from posttrain.models.tree.model import TreeModel
 from posttrain.runs.progress import Progress
@@ -45,7 +46,7 @@ from posttrain.training.stages.kind import (
     Subject,
     TrainingKind,
 )
-from posttrain.training.stages.policy import autocast_of, export_settings
+from posttrain.training.stages.policy import autocast_of, export_settings, spread_of
 from posttrain.training.stages.reading import RowInputs, read_rows
 from posttrain.training.stages.rows import keeps_dropout, row_objective, row_source, with_steps
 from posttrain.training.stages.starts import Start
@@ -79,6 +80,7 @@ def reward_policy(ctx: StageContext[Reward], inputs: RowInputs, device: torch.de
         autocast=autocast_of(stage.compute.precision, device),
         dropout=keeps_dropout(ctx, inputs, loaded),
         activation_checkpointing=stage.compute.activation_checkpointing,
+        sharding=loaded.sharding,
     )
 
 
@@ -151,20 +153,25 @@ def load_start(
     seed: int,
     progress: Progress,
 ) -> LoadedModel:
-    """The start's backbone under a fresh head, or the reward model that the start is.
+    """The start's backbone under a fresh head, or the reward model that the start is; in parts where ranks share it.
 
     A model that was loaded in Python is copied: the policy that it is stays as it was.
     """
+    sharding = spread_of(stage, device, progress)
+    # Head and adapter are put on here, so that what they read of the weights has to be whole until then.
+    slices = None if stage.tokens or needs_whole_weights(stage.adapter) else sharding
     if isinstance(start, LoadedModel):
         loaded = start
     elif is_reward_folder(resolve(start)):
-        loaded = with_tokens(load_reward_folder(start, head=stage.rule.heads[0], say=progress.say).loaded, stage.tokens)
+        saved = load_reward_folder(start, head=stage.rule.heads[0], say=progress.say, sharding=slices)
+        loaded = with_tokens(saved.loaded, stage.tokens)
     else:
-        loaded = load(start, tokens=stage.tokens, say=progress.say)
+        loaded = load(start, tokens=stage.tokens, device=device, say=progress.say, sharding=slices)
     for notice in loaded.notices:
         progress.say(notice)
-    loaded.model.to(device)
-    return start_reward(
+    if loaded.sharding is None:
+        loaded.model.to(device)
+    headed = start_reward(
         loaded,
         stage.rule,
         init=stage.head.init,
@@ -173,6 +180,10 @@ def load_start(
         seed=stream_seed(seed, "adapter"),
         in_place=not isinstance(start, LoadedModel),
     )
+    headed.sharding = sharding
+    if sharding is not None:
+        park(headed.model, sharding)
+    return headed
 
 
 @torch.no_grad()

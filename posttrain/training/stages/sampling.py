@@ -37,6 +37,7 @@ from posttrain.training.rl.learners import (
     SampledReference,
 )
 from posttrain.training.rl.queue_files import forget_queue
+from posttrain.training.rl.served import Surroundings
 from posttrain.training.rl.source import OnlineSource, Setup, sample
 from posttrain.training.rl.teacher import advantage_teacher, compared_with
 from posttrain.training.stages.kind import (
@@ -70,6 +71,7 @@ def sampling_policy(ctx: Sampling, inputs: SamplingInputs, device: torch.device)
         loaded.model,
         autocast=autocast_of(stage.compute.precision, device),
         activation_checkpointing=stage.compute.activation_checkpointing,
+        sharding=loaded.sharding,
     )
 
 
@@ -78,7 +80,9 @@ def sampling_objective(ctx: Sampling, inputs: SamplingInputs, policy: TreeModel)
     stage, tasks = ctx.stage, inputs.tasks
     assert isinstance(policy, Policy)
     with ctx.doing("loading the engine"):
-        sampler = engines.start(stage, policy, tasks.train[0].ids, tasks.longest, inputs.encoder.tokens.decode)
+        around = Surroundings(ctx.folder.path, inputs.encoder.tokenizer, ctx.start, ctx.say)
+        tokens = inputs.encoder.tokens
+        sampler = engines.start(stage, policy, tasks.train[0].ids, tasks.longest, tokens.decode, around)
     weight = kl_weight(stage)
     against = compared_with(stage, policy, ctx.progress)
     head = value_head(policy) if stage.shares_value_backbone else None
@@ -87,10 +91,14 @@ def sampling_objective(ctx: Sampling, inputs: SamplingInputs, policy: TreeModel)
 
 
 def sampling_checks(ctx: Sampling, subject: Sampled) -> Proven:
-    with ctx.progress.phase(f"{ctx.folder.name}: preflight", unit="checks"):
-        proven = of_rollouts.prove(ctx, subject)
-    # Between proof and training the card is the trainer's; `check_recipe` trains nothing and gives it back.
     sampler = subject.learning.sampler
+    try:
+        with ctx.progress.phase(f"{ctx.folder.name}: preflight", unit="checks"):
+            proven = of_rollouts.prove(ctx, subject)
+    except BaseException:
+        sampler.close()  # servers of the stage's own would stay as long as a program that goes on after the error
+        raise
+    # Between proof and training the card is the trainer's; `check_recipe` trains nothing and gives it back.
     (sampler.close if ctx.proof_only else sampler.release)()
     return proven
 

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from posttrain.config import STAGES, LoRA, parse_recipe
+from posttrain.config.fingerprint import CHOICES_YOUNGER, stage_fingerprint
 from posttrain.config.online import GRPO, ONLINE_STAGES, PPO, Online
 from posttrain.errors import ConfigError, UnknownKeyError
+from posttrain.losses.corrections import PUBLISHED
 from posttrain.losses.online import CHOICES, ONLINE
 from posttrain.training.checks.of_rollouts import whole_groups
 
@@ -49,6 +51,10 @@ def test_choices_bring_their_parameters_and_take_others_away() -> None:
     [
         ({"choices": {"kl": "k9"}}, "k9"),
         ({"choices": {"parameters": {"importance_cap": 2.0}}}, "importance_cap"),
+        ({"choices": {"token_mask": "ratio", "parameters": {"geometric_low": 0.9}}}, "geometric_low"),
+        ({"choices": {"token_mask": "ratio", "parameters": {"token_low": 1.5}}}, "token_low is out of range"),
+        ({"choices": {"proximal": "sampler", "correction": "truncated"}}, "twice for the same weight"),
+        ({"choices": {"proximal": "sampler", "ratio": "none", "surrogate": "reinforce"}}, "there are none"),
         ({"choices": {"kl": "none"}, "kl_target": 3.0}, "there is no KL to follow"),
         ({"choices": {"kl": "none"}, "stop": {"kl_above": 3.0}}, "there is no KL to follow"),
         ({"held_out": 0, "stop": {"patience": 2}}, "waits for a held-out score"),
@@ -59,6 +65,38 @@ def test_choices_bring_their_parameters_and_take_others_away() -> None:
 def test_what_does_not_fit_is_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         GRPO(**options)
+
+
+EARLIER = "2de640e856c8be5befdc8ed70b73363126bec25e32ff734e187b773bf7907ac7"
+"""The hash of a GRPO stage without any choice, as it was before there were masks."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_correction_is_a_recipe(name: str) -> None:
+    method = PUBLISHED[name]
+    stage = GRPO(choices={**method.choices, "parameters": dict(method.parameters)}, updates_per_rollout=2)
+    assert stage.row.needs_sampler and method.parameters.items() <= stage.parameters.items()
+    assert not stage.ratio_from_sampler  # what rounds otherwise is weighed, masked, or in the ratio
+
+
+def test_choices_that_are_not_made_change_no_hash() -> None:
+    def hashed(**choices: str) -> str:
+        return stage_fingerprint(GRPO(choices=choices), data=("a",), start_model="b", seed=0)
+
+    # Of the release before these choices: a finished stage of it is not run again.
+    before = GRPO().model_dump(mode="json")["choices"].keys() - CHOICES_YOUNGER
+    assert before == {
+        "ratio",
+        "surrogate",
+        "reduction",
+        "kl",
+        "kl_place",
+        "correction",
+        "groups",
+        "shaping",
+        "parameters",
+    }
+    assert hashed() == EARLIER and len({hashed(), hashed(outliers="drop"), hashed(proximal="sampler")}) == 3
 
 
 def test_an_unknown_choice_is_refused_with_all_that_there_are() -> None:

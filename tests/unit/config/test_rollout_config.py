@@ -82,8 +82,8 @@ def test_a_method_without_a_ratio_needs_a_correction(method: str) -> None:
 
 
 def test_where_ratios_begin() -> None:
-    assert GRPO().on_policy and not GRPO().ratio_to_sampler
-    stale = GRPO(rollout="async")
-    assert stale.ratio_to_sampler and not stale.on_policy
-    corrected = GRPO(rollout="async", choices={"correction": "truncated"})
-    assert corrected.on_policy and not corrected.ratio_to_sampler
+    assert GRPO().row.proximal == "trainer"
+    assert GRPO(rollout="async").row.proximal == "sampler"
+    assert GRPO(rollout={"max_staleness": 0}).row.proximal == "trainer"
+    assert GRPO(rollout="async", choices={"correction": "truncated"}).row.proximal == "trainer"
+    assert GRPO(rollout="async", choices={"token_mask": "ratio"}).row.proximal == "trainer"

@@ -367,6 +367,8 @@ DEAD = {"grad_norm": 0.0, "policy_slope": 0.0, "advantage_magnitude": 0.7, "loss
         (DEAD, True),
         ({**DEAD, "grad_norm": 0.0116}, True),  # an entropy bonus has a gradient, the policy term has none
         ({**DEAD, "advantage_magnitude": 0.0}, False),  # all groups tied: nothing to learn from
+        ({**DEAD, "masked_share": 1.0}, False),  # the masks left nothing: `stale_ratios`, if it lasts
+        ({**DEAD, "masked_share": 0.9}, True),
         ({**DEAD, "grad_norm": 0.3, "policy_slope": 0.1}, False),
         ({"grad_norm": 0.0, "loss": 0.69, "reward_accuracy": 0.5}, True),
         ({"grad_norm": 0.0, "loss": 0.0, "reward_accuracy": 1.0}, False),  # a hinge that is done
@@ -380,7 +382,8 @@ def test_a_gradient_of_exactly_0_rings_at_once_and_ends_the_run(
 ) -> None:
     alarms = Alarms()
     for step in range(before):
-        assert not alarms.check(step, {**values, "grad_norm": 0.3, "policy_slope": 0.1, "reward_accuracy": 0.9})
+        well = {"grad_norm": 0.3, "policy_slope": 0.1, "reward_accuracy": 0.9, "masked_share": 0.0}
+        assert not alarms.check(step, {**values, **well})
     found = alarms.check(before, values)
     assert [(alarm.name, alarm.stops) for alarm in found] == ([("dead_learning", True)] if rings else [])
     if rings:

@@ -84,6 +84,28 @@ FAULTS: list[tuple[str, str, Fault, str, int]] = [
     ),
     ("sampler_mismatch", "slight", lambda step, v: {"sampler_kl": 0.015}, "warning", 3),
     ("sampler_mismatch", "ratio alone", lambda step, v: {"sampler_ratio_mean": 0.85}, "warning", 4),
+    (
+        "sampler_mismatch",
+        "of the newest weights, where sampling runs ahead",
+        lambda step, v: {"staleness": 0.5, "sampler_kl_stale_0": 0.2, "sampler_effective_size_stale_0": 0.95},
+        "critical",
+        3,
+    ),
+    (
+        "stale_ratios",
+        "gross",
+        lambda step, v: {"staleness": 6.0, "sampler_kl": 0.4, "sampler_effective_size": 0.1, "masked_share": 0.95},
+        "critical",
+        5,
+    ),
+    (
+        "stale_ratios",
+        "slight",
+        lambda step, v: {"staleness": 2.0, "sampler_kl": 0.2, "sampler_effective_size": 0.45},
+        "warning",
+        5,
+    ),
+    ("stale_ratios", "masks alone", lambda step, v: {"masked_share": 0.6}, "warning", 5),
 ]
 
 
@@ -165,6 +187,20 @@ def test_off_policy_updates_are_no_negative_kl() -> None:
     values = [values for values, _ in healthy(run, 0)]
     assert sum(one["kl_k1_reference"] for one in values) / len(values) < -0.005
     assert watch(healthy(run, 0)) == []
+
+
+def test_completions_that_are_a_little_old_are_no_alarm() -> None:
+    """Two steps old, drifted, masked a little: as an asynchronous run is that learns."""
+
+    def ahead(step: int, values: dict[str, float]) -> dict[str, float]:
+        drifted = {"sampler_kl": 0.03, "sampler_kl_k1": 0.03, "sampler_effective_size": 0.85}
+        fresh = {"sampler_kl_stale_0": 1e-3, "sampler_effective_size_stale_0": 0.99}
+        # Tokens of an older policy: to it, k1 of the policy now against its reference is not a KL.
+        reference = values["kl_k1_reference"] - 0.03
+        return {"staleness": 1.9, "masked_share": 0.2, "kl_k1_reference": reference, **drifted, **fresh}
+
+    for seed in range(3):
+        assert watch(planted(ahead, seed)) == []
 
 
 def test_a_selection_of_groups_is_not_judged_by_its_kl() -> None:

@@ -13,6 +13,7 @@ from posttrain.advantages import ADVANTAGES
 from posttrain.data.trees import collate
 from posttrain.diagnostics.metrics import METRICS, values
 from posttrain.errors import ConfigError, UnknownKeyError
+from posttrain.losses.corrections import CORRECTIONS, PUBLISHED
 from posttrain.losses.online import (
     ALIASES,
     CHOICES,
@@ -24,7 +25,7 @@ from posttrain.losses.online import (
     variant,
 )
 from posttrain.losses.policy_metrics import explain_zero_loss
-from posttrain.losses.surrogates import CORRECTIONS, RATIOS, REDUCTIONS, SURROGATES
+from posttrain.losses.surrogates import RATIOS, REDUCTIONS, SURROGATES
 from posttrain.types import Batch
 from tests.online_batches import group, of_step, random_groups, run
 
@@ -159,6 +160,7 @@ ALL_VARIANTS = {
     "dual_clip": variant(ONLINE["grpo"], surrogate="dual_clip"),
     **{f"kl_{kl}": variant(ONLINE["grpo"], kl=kl) for kl in ("k1", "k2", "k3_corrected")},
     "corrected": variant(ONLINE["dapo"], correction="truncated"),
+    **{name: variant(ONLINE["dapo"], **method.choices) for name, method in PUBLISHED.items()},
 }
 
 

@@ -1,4 +1,5 @@
-"""What every engine promises, asked of all of them: native, served (a fake server), colocated (a fake module).
+"""What every engine promises, asked of all of them: native, served (a fake server), a pool of two, colocated (a fake
+module). `tests/vllm/test_conformance.py` asks the same of a real vLLM.
 
 The oracle is the plainest way to say it: full forwards of the same model, one sequence at a time.
 """
@@ -25,6 +26,7 @@ from posttrain.rollout.native import NativeEngine
 from posttrain.rollout.text import completion_text
 from posttrain.rollout.turns import completion_tree
 from posttrain.rollout.vllm_colocated import ColocatedEngine
+from posttrain.rollout.vllm_pool import ServerPool
 from posttrain.rollout.vllm_served import ServedEngine
 from posttrain.rollout.weight_sync import SyncedEngine
 from posttrain.sampling import SamplingDistribution
@@ -36,7 +38,7 @@ VOCABULARY = 97
 PLAIN = SamplingDistribution(temperature=0.7, max_new_tokens=10, stop_ids=frozenset({3, 5, 7}), seed=4)
 GREEDY = replace(PLAIN, temperature=0.0)
 OF_THE_FOLDER = {"do_sample": True, "repetition_penalty": 1.1, "temperature": 0.1, "top_k": 1, "eos_token_id": [11]}
-ENGINES = ("native", "served", "colocated")
+ENGINES = ("native", "served", "pool", "colocated")
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +57,10 @@ def engine(request: pytest.FixtureRequest, model: Any, tmp_path_factory: pytest.
     elif request.param == "served":
         with FakeServer(folder) as server:
             yield ServedEngine(server.url, folder=folder / "weights", patience=2.0)
+    elif request.param == "pool":
+        with FakeServer(folder) as first, FakeServer(folder) as second:
+            engines = [ServedEngine(server.url, patience=1.0) for server in (first, second)]
+            yield ServerPool(engines, folder=folder / "weights")
     else:
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(sys.modules, "vllm", fake_module())
@@ -368,7 +374,7 @@ def test_a_request_cannot_be_asked_twice_at_a_time(engine: SyncedEngine) -> None
 
 
 def test_a_stop_string_ends_a_completion_and_all_its_ids_stay(engine: SyncedEngine) -> None:
-    prompts = some_prompts()
+    prompts = some_prompts(4)  # a server takes four strings
     whole = [group[0] for group in engine.generate(prompts, LONG)]
     strings = tuple(letters(one.ids)[7:9] for one in whole)
     sampling = replace(LONG, stop=strings)
@@ -411,7 +417,7 @@ def test_alternatives_of_another_distribution_are_raw_or_refused(engine: SyncedE
 def test_tokens_are_handed_on_or_the_request_is_refused(engine: SyncedEngine) -> None:
     tokens: list[SampledToken] = []
     request = Request(some_prompts()[2], replace(LONG, temperature=1.0), alternatives=2, on_token=tokens.append)
-    if isinstance(engine, ServedEngine):
+    if isinstance(engine, ServedEngine | ServerPool):
         with pytest.raises(ConfigError, match="not token by token"):
             answers_of(engine, [request])
         return
@@ -421,7 +427,7 @@ def test_tokens_are_handed_on_or_the_request_is_refused(engine: SyncedEngine) ->
 
 
 def test_an_on_token_that_raises_is_the_error_of_its_request(engine: SyncedEngine) -> None:
-    if isinstance(engine, ServedEngine):
+    if isinstance(engine, ServedEngine | ServerPool):
         return
     prompts = some_prompts()
     expected = [group[0].ids for group in engine.generate(prompts, LONG)]

@@ -215,8 +215,7 @@ def test_the_native_engine_goes_on_with_a_completion_under_new_weights(start: Pa
 
 def test_ratios_of_stale_completions_begin_at_the_log_probs_of_the_engine(start: Path, tmp_path: Path) -> None:
     loop = run(loop_of(start, tmp_path, **{**TURNS, "held_out": 0}, rollout={"mode": "async", "max_staleness": 1}))
-    for line in lines(tmp_path, "rollouts.jsonl"):
-        assert line["old_logprobs"] == pytest.approx(line["sampler_logprobs"], abs=2e-6)
+    assert "old_logprobs" not in lines(tmp_path, "rollouts.jsonl")[-1]  # nothing is computed again for it
     assert values(loop, "ratio_max")[0] == pytest.approx(1.0, abs=1e-5)
     assert max(values(loop, "ratio_max")[1:]) > 1.01
 

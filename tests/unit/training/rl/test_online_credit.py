@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,8 @@ from posttrain.advantages import advantages
 from posttrain.config.online import Online
 from posttrain.losses.kl import KLWeight
 from posttrain.rewards.rubric import Scored
-from posttrain.rollout.engine import Completion, FinishReason
+from posttrain.rollout.engine import Completion, FinishReason, Versions
+from posttrain.training.checks.of_rollouts import own_columns
 from posttrain.training.rl.engines import Sampler
 from posttrain.training.rl.learners import PolicyGradient
 from posttrain.training.rl.metrics import rollout_metrics
@@ -64,6 +66,67 @@ def learner(method: str, apart: float = 1.0, **options: Any) -> PolicyGradient:
 
 def advantages_of(rollout: Rollout) -> list[float]:
     return [float(one.columns["advantages"][0]) for one in rollout.groups[0].branches]
+
+
+# ---------------------------------------------------------------- sampling that ran ahead
+
+
+def ahead(*ages: int, train_version: int = 5) -> Rollout:
+    """A group whose completions were sampled so many steps before they train."""
+    made = []
+    for number, age in enumerate(ages):
+        one = response([7 + number, STOP], float(number))
+        made.append(replace(one, completion=replace(one.completion, versions=Versions(train_version - age, 5))))
+    return replace(rollout_of(*made), version=train_version)
+
+
+@pytest.mark.parametrize(("ages", "computed"), [((0, 0), 0), ((0, 2), 1)])
+def test_a_kl_of_old_completions_is_of_the_trainers_policy_and_not_of_the_engines(
+    ages: tuple[int, int], computed: int
+) -> None:
+    """The reference is 1 nat from the engine's log-probs and 1.5 from the trainer's at the step's start."""
+    one, calls = learner("rloo", kl_beta=0.5), []
+
+    def forward(batch: Batch, wants: Any) -> Any:
+        calls.append(batch)
+        return SimpleNamespace(logprobs_N=torch.full((batch.count.tokens,), OWN + 0.5))
+
+    forward.device = torch.device("cpu")  # type: ignore[attr-defined]
+    one.policy = forward  # type: ignore[assignment]
+    rollout = ahead(*ages)
+    one.trees(rollout, rollout.groups)
+    assert len(calls) == computed
+    # Rewards 0 and 1, two tokens each: both lose the same KL, so each is against the other.
+    assert advantages_of(rollout) == pytest.approx([-1.0, 1.0])
+    assert one.end_of_step({})["kl_sequence_reference"] == pytest.approx(3.0 if computed else 2.0)
+
+
+def test_old_completions_carry_their_age_and_fresh_ones_nothing() -> None:
+    old, fresh = ahead(0, 2), ahead(0, 0)
+    for rollout in (old, fresh):
+        learner("dapo").trees(rollout, rollout.groups)
+    assert [one.columns["staleness"].tolist() for one in old.responses] == [[0.0, 0.0], [2.0, 2.0]]
+    assert all("staleness" not in one.columns for one in fresh.responses)
+
+
+def test_the_probes_of_the_gradient_have_no_mismatch() -> None:
+    """A mask that took a probe out for the engine's rounding would leave the preflight without a gradient."""
+    rollout = ahead(0, 0)
+    policy: Any = lambda batch, _: SimpleNamespace(logprobs_N=torch.full((batch.count.tokens,), OWN + 0.5))  # noqa: E731
+    policy.device = torch.device("cpu")
+    (tree,) = own_columns(Online("grpo"), policy, rollout.groups[0].trees())
+    for branch in tree.branches:
+        assert branch.columns["sampler_logprobs"].tolist() == branch.columns["old_logprobs"].tolist() == [-0.5, -0.5]
+
+
+def test_ratios_from_the_engine_need_no_forward_pass_for_old_logprobs() -> None:
+    """The learner's policy here can compute nothing."""
+    rollout = ahead(0, 2)
+    choices = {"proximal": "sampler"}
+    learner("dapo", updates_per_rollout=2, choices=choices).trees(rollout, rollout.groups)
+    assert all("old_logprobs" not in one.columns for one in rollout.responses)
+    with pytest.raises(TypeError):
+        learner("dapo", updates_per_rollout=2).trees(ahead(0, 0), ahead(0, 0).groups)
 
 
 # ---------------------------------------------------------------- a KL in the reward

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from posttrain.advantages import ADVANTAGES
+from posttrain.losses.corrections import CORRECTIONS, MASKS, PUBLISHED
 from posttrain.losses.kl import KL_TERMS
 from posttrain.losses.online import ALIASES, ONLINE
-from posttrain.losses.surrogates import CORRECTIONS, RATIOS, REDUCTIONS, SURROGATES
+from posttrain.losses.surrogates import RATIOS, REDUCTIONS, SURROGATES
 
 PAGE = (Path(__file__).parents[4] / "docs" / "online.md").read_text(encoding="utf-8")
 ROWS = {
@@ -20,6 +21,32 @@ ROWS = {
     and (cells := [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
     and len(cells) == 10
 }
+
+PARTS = [*MASKS, *(rule for rules in MASKS.values() for rule in rules), "proximal", *PUBLISHED]
+"""What becomes of tokens that another policy sampled."""
+
+
+COLUMNS = PAGE.split("**Correction**")[1]
+RULES = {name: rule for rules in (CORRECTIONS, *MASKS.values()) for name, rule in rules.items()}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_correction_is_documented_as_it_is(name: str) -> None:
+    rule, line = RULES[name], next(line for line in COLUMNS.splitlines() if f"| `{name}` |" in line)
+    parameters = {key: float(value) for key, value in re.findall(r"(\w+_\w+) ([\d.]+)(?=[ ,])", line)}
+    assert parameters == dict(rule.defaults)
+    assert set(re.findall(r"arXiv:[\d.]+\d", rule.source)) <= set(re.findall(r"arXiv:[\d.]+\d", line))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_correction_is_documented_as_it_is(name: str) -> None:
+    method = PUBLISHED[name]
+    written = (
+        ", ".join(f"{key}: {value}" for key, value in method.choices.items()),
+        ", ".join(f"{key} {value:g}" for key, value in method.parameters.items()),
+    )
+    line = next(line for line in PAGE.splitlines() if line.startswith(f"| `{name}` |"))
+    assert tuple(cell.strip() for cell in line.split("|")[2:4]) == written
 
 
 def test_every_algorithm_has_its_line_and_no_other() -> None:
@@ -38,6 +65,8 @@ def test_an_algorithm_is_documented_as_it_is(name: str) -> None:
     assert cells[9]
 
 
-@pytest.mark.parametrize("part", [*ADVANTAGES, *RATIOS, *SURROGATES, *REDUCTIONS, *KL_TERMS, *CORRECTIONS, *ALIASES])
+@pytest.mark.parametrize(
+    "part", [*ADVANTAGES, *RATIOS, *SURROGATES, *REDUCTIONS, *KL_TERMS, *CORRECTIONS, *PARTS, *ALIASES]
+)
 def test_every_part_is_explained(part: str) -> None:
     assert f"`{part}`" in PAGE.split("## The columns")[1] or (part in ALIASES and f"`{part}`" in PAGE)

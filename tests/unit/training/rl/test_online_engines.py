@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.machinery
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -16,9 +18,11 @@ from posttrain.config.online import GRPO
 from posttrain.errors import ConfigError, EngineError, MissingExtraError, UnknownKeyError, WeightSyncError
 from posttrain.models.adapters.folding import merged_copy
 from posttrain.models.tree.logprobs import Policy
+from posttrain.rollout.vllm_launch import LaunchedServers
 from posttrain.training.loop import Loop
 from posttrain.training.stages import sampling
 from tests.fake_vllm import FakeEngine, FakeServer, fake_module
+from tests.launched import fake_python
 from tests.online import WHOLE, lines, loop_of, run, save_start, source_of, untimed
 
 LORA = {"kind": "lora", "rank": 4}
@@ -129,6 +133,65 @@ def test_vllm_in_process_sleeps_while_the_policy_trains(
     assert len(asleep) >= 3 and all(asleep)
 
 
+# ---------------------------------------------------------------- several servers, and servers of the stage's own
+
+
+def test_several_servers_share_a_step_and_all_get_its_weights(start: Path, tmp_path: Path, server: FakeServer) -> None:
+    with FakeServer(start) as second:
+        engine = {"kind": "vllm_served", "urls": [server.url, second.url], "patience": 5}
+        loop = run(loop_of(start, tmp_path, **SHORT, engine=engine))
+        steps = [record.values for record in loop.folder.metrics("train")]
+        assert max(values["sync_gap"] for values in steps) < 1e-5
+        assert [values["engine_servers"] for values in steps] == [2, 2, 2]
+        # Both had weights of every step, and both sampled beyond their probes.
+        for one in (server, second):
+            assert len(one.bodies("/collective_rpc")) >= 3
+            assert sum(body.get("prompt_logprobs") is None for body in one.bodies("/v1/completions")) > 3
+
+
+def test_a_stage_starts_its_servers_and_ends_them(start: Path, tmp_path: Path) -> None:
+    launch = {"servers": 2, "python": fake_python(tmp_path)}
+    loop = loop_of(start, tmp_path / "grpo", **SHORT, engine={"kind": "vllm_served", "launch": launch})
+    logs = [tmp_path / "grpo" / "servers" / f"server-{number}.log" for number in (0, 1)]
+    assert all(f"--model {start}" in log.read_text() for log in logs)  # the start as it lies there
+    # The longest prompt and answer, rounded up to 64.
+    assert all("--max-model-len 64" in log.read_text() for log in logs)
+    pool: Any = source_of(loop).setup.sampler.engine
+    pids = [psutil.Process(pid) for pid in pool._members._revive.__self__.pids]
+    run(loop)
+    assert moved(loop, start) and not any(process.is_running() for process in pids)
+    assert max(record.values["sync_gap"] for record in loop.folder.metrics("train")) < 1e-5
+
+
+def test_servers_are_started_with_a_copy_where_the_start_is_not_what_they_read(start: Path, tmp_path: Path) -> None:
+    """On a CPU a tied head is written apart; stop strings need the tokenizer."""
+    tied = save_start(tmp_path / "tied", tie_word_embeddings=True)
+    launch = {"python": fake_python(tmp_path)}
+    loop = loop_of(tied, tmp_path / "grpo", **SHORT, engine={"kind": "vllm_served", "launch": launch})
+    copy = tmp_path / "grpo" / "servers" / "model"
+    assert f"--model {copy}" in (copy.parent / "server-0.log").read_text()
+    assert not json.loads((copy / "config.json").read_text())["tie_word_embeddings"]
+    assert (copy / "tokenizer.json").is_file()
+    run(loop)
+
+
+@pytest.mark.parametrize("fault", ["a sync that does nothing", "a check that fails"])
+def test_servers_do_not_outlive_an_error(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    closed = []
+    monkeypatch.setattr(LaunchedServers, "close", lambda self: (closed.append(1), self._finalizer()))
+    if fault == "a check that fails":
+        monkeypatch.setattr("posttrain.training.checks.of_rollouts.prove", lambda *_: 1 / 0)
+    else:
+        monkeypatch.setattr("posttrain.rollout.vllm_served.ServedEngine.load_weights", lambda *_: None)
+        monkeypatch.setattr("posttrain.rollout.vllm_served.ServedEngine.score", lambda *_: [-1.0] * 16)
+    launch = {"python": fake_python(tmp_path)}
+    with pytest.raises((WeightSyncError, ZeroDivisionError)):
+        loop_of(start, tmp_path / "grpo", **SHORT, engine={"kind": "vllm_served", "launch": launch})
+    assert closed
+
+
 # ---------------------------------------------------------------- refusals, before a model is trained on
 
 
@@ -165,6 +228,22 @@ def test_a_server_that_does_not_answer(start: Path, tmp_path: Path, monkeypatch:
     with pytest.raises(EngineError, match=r"cannot be reached") as caught:
         loop_of(start, tmp_path, **served(server))
     assert server.url in str(caught.value) and "vllm serve" in str(caught.value)
+
+
+def test_a_python_without_vllm(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unloaded(monkeypatch)
+    launch = {"python": fake_python(tmp_path, has_vllm=False)}
+    with pytest.raises(MissingExtraError, match=r"grpo: engine.launch.python.*has no vLLM"):
+        loop_of(start, tmp_path / "grpo", engine={"kind": "vllm_served", "launch": launch})
+
+
+def test_more_stop_strings_than_a_server_takes(
+    start: Path, tmp_path: Path, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unloaded(monkeypatch)
+    sampling = {"max_new_tokens": 6, "stop": ["a", "b", "c", "d", "e"]}
+    with pytest.raises(ConfigError, match=r"grpo: sampling.stop.*at most four"):
+        loop_of(start, tmp_path, **{**served(server), "sampling": sampling})
 
 
 def test_a_server_that_serves_something_else(start: Path, tmp_path: Path, server: FakeServer) -> None:
