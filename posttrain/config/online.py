@@ -10,22 +10,14 @@ Units are in the names: a step samples `prompts_per_step` x `completions_per_pro
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, create_model, model_validator
 
 from posttrain.arguments import checked_text
 from posttrain.config.fields import parameter_field
-from posttrain.config.rollout import require_weighed
-from posttrain.config.sampled import (
-    ONLINE_RATE,
-    HeldOutTasks,
-    RolloutSampling,
-    SamplingStage,
-    Stop,
-    online_rate,
-)
+from posttrain.config.rollout import require_weighed, weighing_older
+from posttrain.config.sampled import ONLINE_RATE, HeldOutTasks, RolloutSampling, SamplingStage, Stop, online_rate
 from posttrain.config.settings import PromptEncoding
 from posttrain.config.values import Float, Int, Settings, choose, refuse
 from posttrain.errors import ConfigError
@@ -104,10 +96,7 @@ class OnlineStage(SamplingStage):
     def row(self) -> OnlineRow:
         """The method's row with the stage's choices."""
         row = variant(ONLINE[self.method], **self.choices.made) if self.choices.made else ONLINE[self.method]
-        # Nothing else would weigh completions of older weights: ratios to the trainer's own begin at 1.
-        if self.off_policy and row.ratio != "none" and not row.needs_sampler:
-            return replace(row, proximal="sampler")
-        return row
+        return weighing_older(row) if self.off_policy else row
 
     @property
     def parameters(self) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -48,6 +49,12 @@ class AsyncRollout(Settings):
     scored_at_once: Int = Field(default=1, ge=1)
     """Prompts whose completions are scored at a time, beside the training. Above 1 the rewards have to be safe to call
     from several threads."""
+
+
+def weighing_older(row: OnlineRow) -> OnlineRow:
+    """The row for completions of older weights: where nothing else weighs them, ratios begin at the engine's log-probs,
+    since ratios to the trainer's own begin at 1, whoever sampled."""
+    return row if row.needs_sampler or row.ratio == "none" else replace(row, proximal="sampler")
 
 
 def require_weighed(method: str, row: OnlineRow, rollout: Settings) -> None:

@@ -14,7 +14,6 @@ import torch
 
 from posttrain.errors import ConfigError, EngineError, RewardError
 from posttrain.rollout.engine import Request
-from posttrain.rollout.vllm_served import ServedEngine
 from posttrain.training import checkpoint
 from posttrain.training.loop import Loop
 from posttrain.types import Task
@@ -245,27 +244,6 @@ def test_it_trains_through_a_server_that_goes_on_sampling(start: Path, tmp_path:
     for line in lines(tmp_path, "rollouts.jsonl"):
         assert line["step"] - 2 <= line["versions"][0] <= line["versions"][1] <= line["version"]
     assert all(not thread.name.startswith("posttrain-r") for thread in threading.enumerate())
-
-
-def test_weights_that_change_hold_what_is_in_flight_instead_of_waiting_for_it(start: Path) -> None:
-    paths: list[str] = []
-    for in_flight in ("wait", "keep", "recompute"):
-        with FakeServer(start) as server:
-            engine = ServedEngine(server.url, patience=0)
-            model = server.engine.model
-            handle = server._answer
-
-            def noted(path: str, query: Any, body: Any, handle: Any = handle) -> Any:
-                paths.append(f"{path} {sorted(query.items())}")
-                return handle(path, query, body)
-
-            server._answer = noted  # type: ignore[method-assign]
-            engine.update_weights(model, 1, in_flight)  # type: ignore[arg-type]
-            engine.close()
-    modes = [path for path in paths if path.startswith("/pause")]
-    assert modes == [f"/pause [('mode', ['{mode}'])]" for mode in ("wait", "keep", "keep")]
-    resets = [path for path in paths if path.startswith("/reset")]
-    assert ["reset_running" in path for path in resets] == [False, False, True]
 
 
 # ---------------------------------------------------------------- what fails
