@@ -31,6 +31,7 @@ from posttrain.config.other_tools import NOT_HERE, OTHER_TOOLS, OTHER_TOOLS_ONLI
 from posttrain.config.pairs import AnyPairs, Pairs
 from posttrain.config.prompts import AnyPromptKind, NewPrompts, PromptFilters, UserTurnSampling
 from posttrain.config.reward_model import HEAD_KINDS, NORMALISE_KINDS, OBJECTIVE_KINDS, Length
+from posttrain.config.rollout import ROLLOUTS
 from posttrain.config.schema import Recipe
 from posttrain.config.search import Search
 from posttrain.config.stages import (
@@ -108,6 +109,7 @@ def sampling_stages() -> list[str]:
         table(PPOStage, leave_out=tuple(fields_of(OnlineStage))),
         *group("sampling", online.RolloutSampling),
         *[part for kind in ENGINES for part in group(f"engine: {{kind: {tag_of(kind)}}}", kind, ("kind",))],
+        *[part for kind in ROLLOUTS for part in group(f"rollout: {{mode: {tag_of(kind)}}}", kind, ("mode",))],
         *group("engine.launch", LaunchSettings),
         *group("curriculum: {kind: pass_rate}", PassRateCurriculum, ("kind",)),
         *group("choices", online.Choices),

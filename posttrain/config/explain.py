@@ -153,11 +153,11 @@ def records_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def tag_of(record: type[BaseModel]) -> str | None:
-    """What `method` or `kind` says to choose this record."""
-    for key in ("method", "kind"):
-        option = record.model_fields.get(key)
-        if option is not None and get_origin(option.annotation) is Literal:
-            return str(get_args(option.annotation)[0])
+    """What `method`, `kind` or `mode` says to choose this record."""
+    for key in ("method", "kind", "mode"):
+        of = option.annotation if (option := record.model_fields.get(key)) is not None else None
+        if get_origin(of) is Literal and (key != "mode" or len(get_args(of)) == 1):  # `preflight.mode` is no tag
+            return str(get_args(of)[0])
     return None
 
 

@@ -24,6 +24,7 @@ from posttrain.runs.differences import (
     TEACHERS,
     WITHOUT_EFFECT,
     Difference,
+    rollout_with_effect,
     setting_differences,
 )
 
@@ -69,6 +70,8 @@ def stage_fingerprint(
         settings["objective"] = own
     if "engine" in settings:
         settings["engine"] = settings["engine"][ENGINE_WITH_EFFECT]
+    if "rollout" in settings and (rollout := rollout_with_effect(settings.pop("rollout"))) is not None:
+        settings["rollout"] = rollout  # in turns it is left out: stages of older runs keep their hash
     if "examine" in settings:
         settings["examine"][KEPT] = "best"  # the default, so that stages of older runs keep their hash
     for group, keys in (("compute", COMPUTE_WITHOUT_EFFECT), ("export", EXPORT_WITHOUT_EFFECT)):

@@ -16,14 +16,8 @@ from pydantic import Field, create_model, model_validator
 
 from posttrain.arguments import checked_text
 from posttrain.config.fields import parameter_field
-from posttrain.config.sampled import (
-    ONLINE_RATE,
-    HeldOutTasks,
-    RolloutSampling,
-    SamplingStage,
-    Stop,
-    online_rate,
-)
+from posttrain.config.rollout import require_weighed, weighing_older
+from posttrain.config.sampled import ONLINE_RATE, HeldOutTasks, RolloutSampling, SamplingStage, Stop, online_rate
 from posttrain.config.settings import PromptEncoding
 from posttrain.config.values import Float, Int, Settings, choose, refuse
 from posttrain.errors import ConfigError
@@ -101,7 +95,8 @@ class OnlineStage(SamplingStage):
     @property
     def row(self) -> OnlineRow:
         """The method's row with the stage's choices."""
-        return variant(ONLINE[self.method], **self.choices.made) if self.choices.made else ONLINE[self.method]
+        row = variant(ONLINE[self.method], **self.choices.made) if self.choices.made else ONLINE[self.method]
+        return weighing_older(row) if self.off_policy else row
 
     @property
     def parameters(self) -> dict[str, float]:
@@ -168,6 +163,7 @@ class OnlineStage(SamplingStage):
                 expected=error.expected,
                 remedy=error.remedy or "correct it",
             ) from None
+        require_weighed(self.method, row, self.rollout)
         # Its advantage would be 0 for every response: the run would go on, and learn nothing.
         if row.compares_groups and self.completions_per_prompt < 2:
             raise refuse(

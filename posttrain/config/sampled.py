@@ -8,8 +8,9 @@ from pydantic import Field, model_validator
 
 from posttrain.config.base import HeldOut, TrainingStage
 from posttrain.config.curriculum import CurriculumSettings
-from posttrain.config.engines import EngineSettings, NativeEngineSettings
+from posttrain.config.engines import EngineSettings, NativeEngineSettings, VLLMColocatedSettings
 from posttrain.config.rewards import AnyReward
+from posttrain.config.rollout import AsyncRollout, RolloutSettings, SyncRollout
 from posttrain.config.settings import PromptEncoding
 from posttrain.config.suites import Sampling
 from posttrain.config.values import Float, Int, Settings, refuse
@@ -73,6 +74,8 @@ class SamplingStage(TrainingStage):
     """How completions are drawn."""
     engine: EngineSettings = NativeEngineSettings()
     """What draws them."""
+    rollout: RolloutSettings = SyncRollout()
+    """Whether sampling and training take turns."""
     prompts_per_step: Int = Field(default=16, ge=1)
     """Prompts of one step."""
     completions_per_prompt: Int = Field(default=8, ge=1)
@@ -104,6 +107,11 @@ class SamplingStage(TrainingStage):
     def needs_reference(self) -> bool:
         """Whether the policy's start is kept beside it: for a KL, or for an objective that compares the two."""
         return False
+
+    @property
+    def off_policy(self) -> bool:
+        """Whether completions may be of older weights than those that train on them."""
+        return isinstance(self.rollout, AsyncRollout) and self.rollout.max_staleness > 0
 
     @property
     def ratio_from_sampler(self) -> bool:
@@ -187,6 +195,30 @@ class SamplingStage(TrainingStage):
                 f"{self.prompts_of_update} make {parts} for one pass",
                 expected=f"a multiple of {parts}",
                 remedy=f"write `updates_per_rollout: {parts * max(1, round(self.updates_per_rollout / parts))}`",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _engine_goes_on(self) -> Self:
+        """Refuses what an engine cannot do while the trainer trains."""
+        rollout = self.rollout
+        if not isinstance(rollout, AsyncRollout):
+            return self
+        if isinstance(self.engine, VLLMColocatedSettings):
+            raise refuse(
+                "the colocated engine sleeps while the trainer trains, so nothing can be sampled meanwhile",
+                path=("rollout", "mode"),
+                found="mode: async, engine: {kind: vllm_colocated}",
+                expected="an engine with a card of its own",
+                remedy="write `engine: {kind: vllm_served, url: ...}`, or `rollout: sync`",
+            )
+        if isinstance(self.engine, NativeEngineSettings) and rollout.on_update == "continue":
+            raise refuse(
+                "the native engine computes keys and values anew when the weights change",
+                path=("rollout", "on_update"),
+                found="on_update: continue, engine: {kind: native}",
+                expected="recompute",
+                remedy="leave `on_update` out, or write `engine: {kind: vllm_served, url: ...}`",
             )
         return self
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar
 
+from posttrain.diagnostics.async_checks import AsyncStarved
 from posttrain.diagnostics.completion_checks import Duplicates, Malformed, Refusals, Truncated
 from posttrain.diagnostics.detection import AlarmCheck, Detection, OnlineAlarmCheck
 from posttrain.diagnostics.history import RECENT, START, History, mean, noise
@@ -300,6 +301,7 @@ _OTHERS: tuple[AlarmCheck, ...] = (
     Overfitting(),
     GradientSpike(),
     LengthDrift(),
+    AsyncStarved(),
 )
 ONLINE_CHECKS: Mapping[str, OnlineAlarmCheck] = MappingProxyType({check.name: check for check in _ONLINE})
 """Those of a stage that samples."""

@@ -74,6 +74,44 @@ ROLLOUT_METRICS: Mapping[str, MetricInfo] = MappingProxyType(
             "Mean steps between the oldest weights that sampled a completion and those that train on it; 0 where "
             "sampling and training take turns.",
         ),
+        "staleness_max": MetricInfo(
+            "Staleness, largest", "steps", "down", "Of the completions of the step. Never above `max_staleness`."
+        ),
+        "groups_dropped_stale": MetricInfo(
+            "Groups dropped for their age",
+            "",
+            "down",
+            "Prompts whose completions were not whole before they were too old for every step (`max_staleness`): what "
+            "was sampled of them is lost.",
+        ),
+        "groups_asked_again": MetricInfo(
+            "Groups asked again", "", "down", "Prompts that were being sampled when the run was stopped, and are anew."
+        ),
+        "queue_depth": MetricInfo(
+            "Groups that wait", "", "none", "Prompts whose completions are whole and scored when the step begins."
+        ),
+        "queue_in_flight": MetricInfo(
+            "Groups in flight", "", "none", "Prompts that are sampled or scored when the step begins."
+        ),
+        "waiting_share": MetricInfo(
+            "Trainer waits",
+            "share",
+            "down",
+            "Share of the step's time in which the trainer waits for groups that are whole. Not given in turns.",
+        ),
+        "engine_utilisation": MetricInfo(
+            "Engine's load",
+            "share",
+            "up",
+            "Completions in flight, a mean over the step's time, of the most that there may be at a time.",
+        ),
+        "generation_share": MetricInfo(
+            "Share of generation",
+            "share",
+            "none",
+            "Seconds in which the engine had a request, of these and those in which the trainer did not wait: what "
+            "sampling would take of a step in turns. Above 0.5 a faster engine helps, below a faster trainer.",
+        ),
         "kl_coefficient": MetricInfo("KL coefficient", "", "none", "Weight of the KL in this step."),
         "sync_gap": MetricInfo(
             "Sync gap", "nats/token", "down", "How far engine and trainer score the probe apart after the sync."
@@ -102,6 +140,7 @@ ROLLOUT_METRICS: Mapping[str, MetricInfo] = MappingProxyType(
             f"seconds_{phase}": MetricInfo(f"Time, {words}", "s", "down", f"Seconds of the step spent on {words}.")
             for phase, words in (
                 ("sync", "weight sync"),
+                ("waiting", "waiting for groups that are whole"),
                 ("generate", "generation"),
                 ("score", "rewards"),
                 ("logprobs", "log-probs to start from"),

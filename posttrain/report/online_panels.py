@@ -11,11 +11,13 @@ from posttrain.report.panels import PANELS, POSITIVE, SIGNED, SPLITS, AlarmGroup
 from posttrain.runs.read import Stage
 
 SHARE = LineStyle(unit="share", bounds=(0.0, 1.0))
+COUNT = LineStyle(zero=True)
 MOST_PARTS = 6
 """Parts of the reward in one picture; more get several."""
 PART_COLOURS = ("accent", "second", "chosen", "rejected", "good", "ink-3")
 PHASES = (
     ("generate", "generation", "chosen"),
+    ("waiting", "waiting for groups", "chosen"),
     ("score", "rewards", "second"),
     ("logprobs", "log-probs", "ink-3"),
     ("update", "updates", "accent"),
@@ -40,6 +42,11 @@ class CurveGroup:
 
 def _one(metric: str) -> tuple[tuple[str, str, str], ...]:
     return ((metric, "", "accent"),)
+
+
+def _ages() -> tuple[tuple[str, str, str], ...]:
+    """Of the ages that have a colour; a bound beyond them is rare, and the largest age has a picture of its own."""
+    return tuple((f"staleness_{age}", f"{age} steps", colour) for age, colour in enumerate(PART_COLOURS))
 
 
 GROUPS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
@@ -212,6 +219,33 @@ GROUPS: tuple[tuple[str, str, tuple[Panel, ...]], ...] = (
                 LineStyle(unit="share", zero=True),
             ),
             Panel("Sync gap", "nats per token", _one("sync_gap"), POSITIVE),
+        ),
+    ),
+    (
+        "Sampling beside training",
+        "How old the weights were that sampled, what was sampled in vain, and which of the two waits for the other.",
+        (
+            Panel(
+                "Staleness", "steps", (("staleness_max", "largest", "rejected"), ("staleness", "mean", "accent")), COUNT
+            ),
+            Panel("Completions by staleness", "share", _ages(), SHARE),
+            Panel("Groups dropped for their age", "of a step", _one("groups_dropped_stale"), COUNT),
+            Panel(
+                "Queue",
+                "groups, at the begin of a step",
+                (("queue_depth", "whole", "accent"), ("queue_in_flight", "in flight", "ink-3")),
+                COUNT,
+            ),
+            Panel(
+                "Load",
+                "share",
+                (
+                    ("engine_utilisation", "engine", "accent"),
+                    ("generation_share", "generation", "second"),
+                    ("waiting_share", "trainer waits", "rejected"),
+                ),
+                SHARE,
+            ),
         ),
     ),
     (

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -107,6 +107,8 @@ class WeightSync:
         widening, smallest, largest: see the constants of this module.
         score_each: `engine.score` of each of several holders of weights by name, as `ServerPool.score_each`: all of
             them have to agree. None: there is one.
+        in_flight: what becomes of requests in flight, as `ServedEngine.update_weights` takes it; None of an engine that
+            has none when weights are pushed.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class WeightSync:
         smallest: float = SMALLEST_NOISE,
         largest: float = LARGEST_NOISE,
         score_each: ScoreEach | None = None,
+        in_flight: str | None = None,
     ):
         self.engine = engine
         self.policy = policy
@@ -126,6 +129,7 @@ class WeightSync:
         self.noise: float | None = None
         """Nats per token that the two sides were measured apart with equal weights; None before that. A resumed run
         sets what its checkpoint holds."""
+        self._pushing: dict[str, Any] = {} if in_flight is None else {"in_flight": in_flight}
         self._widening = widening
         self._smallest = smallest
         self._largest = largest
@@ -153,7 +157,7 @@ class WeightSync:
             WeightSyncError: already with equal weights, the two sides are further apart than noise can be.
             EngineError: the engine did not take the weights.
         """
-        self.engine.update_weights(self.policy.model, version)
+        self.engine.update_weights(self.policy.model, version, **self._pushing)
         scores = self._scores()
         name, gap, largest = scores.farthest()
         if not gap <= self._largest:
@@ -177,7 +181,7 @@ class WeightSync:
             WeightSyncError: the probe says that the engine samples from other weights.
             EngineError: the engine did not take the weights.
         """
-        self.engine.update_weights(self.policy.model, version)
+        self.engine.update_weights(self.policy.model, version, **self._pushing)
         return self.check()
 
     def check(self) -> SyncReport:

@@ -39,6 +39,9 @@ KEPT = "keep"
 finished stage remembers which it was (`examine_keep` of stage.json)."""
 ENGINE_WITH_EFFECT = "kind"
 """Of `engine`: where a server is, or how much fits into memory, changes no result."""
+ROLLOUT = "rollout"
+ROLLOUT_WITHOUT_EFFECT = ("in_flight", "scored_at_once")
+"""Of `rollout`: how much is sampled and scored at a time, and not what."""
 
 SEEDS = ("seed", "split_seed")
 """Keys that config.yaml has beside the stage's own; those of older versions lack them, and then nothing is known."""
@@ -100,6 +103,14 @@ def all_differences(
     return [*(str(one) for one in settings if one.key not in moved), *content_differences(before, after)]
 
 
+def rollout_with_effect(rollout: Any) -> dict[str, Any] | None:
+    """The keys of a stored `rollout` that change a result; None where sampling and training take turns, as they do in
+    stages that were written before there was a choice."""
+    if not isinstance(rollout, dict) or rollout.get("mode") == "sync":
+        return None
+    return {key: value for key, value in rollout.items() if key not in ROLLOUT_WITHOUT_EFFECT}
+
+
 def shown(value: Any) -> str:
     """A value as a sentence has it: 0.1, none, [1, 2]."""
     if value is None:
@@ -109,7 +120,8 @@ def shown(value: Any) -> str:
 
 
 def _without(settings: Mapping[str, Any], keys: list[str]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key not in keys}
+    kept = {key: value for key, value in settings.items() if key not in keys}
+    return {**kept, ROLLOUT: rollout_with_effect(kept[ROLLOUT])} if ROLLOUT in kept else kept
 
 
 def _differences(before: Any, after: Any, path: str) -> list[Difference]:

@@ -111,8 +111,11 @@ class Loop:
         # has a stream of its own, or the rows of all of them would lose the same units.
         own = () if self.here.is_alone else (self.here.rank,)
         torch.manual_seed(stream_seed(self.work.seed, "dropout", *own) % 2**63)
-        with explain_out_of_memory(self.work.memory):
-            return self._train()
+        try:
+            with explain_out_of_memory(self.work.memory):
+                return self._train()
+        finally:
+            self.hooks.close()
 
     def _train(self) -> int:
         self.saver.resume()

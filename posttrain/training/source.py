@@ -8,11 +8,13 @@ What `at` gives depends on the seed, the step, the weights and the source's stat
 then trains on what the uninterrupted one trains on.
 
 An asynchronous source, whose completions are sampled while others train, owns its queue, and `at` takes the next batch
-from it. The loop calls `state_dict` before every `at` and saves that if the step fails, so it must hold, as plain JSON
-that later calls do not change: the next task to ask; every completion that has ended and has not been handed out, with
-ids, log-probs, mask, versions and reward; and the same of the batch that was handed out last, which a step that failed
-has to be given again. Requests in flight are no state: they are asked again, under the same seed and number, of weights
-that are newer than those they were first asked of, which is why such a run resumes whole and not bit for bit.
+from it (`rl/async_source.py`). The loop calls `state_dict` before every `at` and saves that if the step fails, so it
+says, as plain JSON that later calls do not change, which tasks were asked and have not trained and which comes next.
+The completions themselves are on disk from the moment they are scored until they have trained and no checkpoint is left
+that would train on them again: those that ended after a checkpoint train after a resume, too, where weights that the
+checkpoint knows have sampled them. Requests in flight are no state: they are asked again, under the same seed and
+number, of weights that may be newer than those they were first asked of, which is why such a run resumes whole and not
+bit for bit.
 """
 
 from __future__ import annotations
@@ -121,3 +123,6 @@ class Hooks:
     """Called after the last step, before the model is measured for the last time and saved."""
     parts: Parts = field(default_factory=dict)
     """What trains beside the policy; a checkpoint keeps it."""
+    close: Callable[[], None] = lambda: None
+    """Called however the run ends, by an error or a stop too, when all is saved: what works beside the training ends
+    here. May be called twice."""

@@ -27,6 +27,7 @@ from posttrain.runs.records.logs import (
 )
 from posttrain.runs.records.merging import MergeComparison, MergedSkills, SearchRecord
 from posttrain.runs.records.preflight import HeartbeatRecord, PreflightRecord
+from posttrain.runs.records.queue import QueuedGroup
 from posttrain.runs.records.reward import CrossScores, PairRewards, RewardEvaluation, StepEvaluation, StepRewards
 from posttrain.runs.records.run import RunRecord, Summary
 from posttrain.runs.records.sampled import ExaminationLine, RolloutLine
@@ -61,6 +62,7 @@ STAGE_FILES: Mapping[str, type[Record]] = {
     "trees.jsonl": SolutionLine,
     "rollouts.jsonl": RolloutLine,
     "examinations.jsonl": ExaminationLine,
+    "queue/<ask>.json": QueuedGroup,
     "evaluation.json": SuiteScores,
     "evaluations/<suite>.jsonl": AnswerLine,
     "evaluations/<suite>.counts.json": PassAtKCounts,

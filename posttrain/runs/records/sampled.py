@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from posttrain.runs.records.base import LogLine, other_keys
+from posttrain.runs.records.base import LogLine, optional_key, other_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +22,16 @@ class RolloutLine(LogLine):
                 completion="2 + 2 = 4", number=0, finish="stop_token", reward=1.0, parts={"math": 1.0},
                 prompt_ids=(1, 4, 27), ids=(552, 286, 6), mask=(True, True, True),
                 sampler_logprobs=(-1.5, -0.1, -0.2), columns={"old_logprobs": (-1.5, -0.1, -0.2),
-                "advantages": (0.54, 0.54, 0.54)})
+                "advantages": (0.54, 0.54, 0.54)}, staleness=0)
     """
 
     FILE = "rollouts.jsonl"
 
     step: int | None
     version: int | None
-    """Of the weights that were to sample: how many steps they had taken."""
+    """Of the weights that train on it: how many steps they had taken."""
     versions: tuple[int, ...] | None
-    """Of the weights that did: the oldest and the newest; an engine that goes on while weights move has two."""
+    """Of the weights that sampled it: the oldest and the newest; an engine that goes on while weights move has two."""
     row: str
     prompt: str
     """The last turn; `prompt_ids` has all of it."""
@@ -54,6 +54,8 @@ class RolloutLine(LogLine):
     """The engine's, in nats; null at ids that it did not sample."""
     columns: Mapping[str, tuple[float | None, ...]] = other_keys()
     """A number for each of `ids`: old_logprobs, reference_logprobs, advantages, values, ..."""
+    staleness: int | None = optional_key()
+    """Steps between the oldest weights that sampled it and those that train on it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from posttrain.config.engines import NativeEngineSettings, VLLMColocatedSettings, VLLMServedSettings
 from posttrain.config.online import SamplingStage
+from posttrain.config.rollout import AsyncRollout
 from posttrain.errors import ConfigError, EngineError, MissingExtraError
 from posttrain.models.tree.logprobs import Policy
 from posttrain.rollout.engine import Engine
@@ -160,7 +161,7 @@ def start(
     if isinstance(settings, VLLMServedSettings):
         served = served_sampler(stage, settings, policy, longest + _most_new(stage), around)
         engine = served.engine
-        sync = WeightSync(engine, policy, probe, score_each=served.score_each)
+        sync = WeightSync(engine, policy, probe, score_each=served.score_each, in_flight=_in_flight(stage))
         served.prove_with(sync.prove)
         sampler, where = Sampler(engine, sync, close=served.close, counts=served.counts), served.where
     else:
@@ -199,6 +200,13 @@ def _require_room(stage: SamplingStage, settings: NativeEngineSettings, longest:
             found=f"{settings.tokens:,} tokens; {longest:,} are needed",
             remedy=f"write `engine: {{kind: native, tokens: {longest}}}` or more, or set max_length",
         )
+
+
+def _in_flight(stage: SamplingStage) -> str | None:
+    """What becomes of requests in flight when the weights change; None: there are none."""
+    if not isinstance(stage.rollout, AsyncRollout):
+        return None
+    return {"continue": "keep", "recompute": "recompute"}[stage.rollout.on_update]
 
 
 def _most_new(stage: SamplingStage) -> int:

@@ -27,6 +27,9 @@ from posttrain.rollout.turns import completion_tree
 from posttrain.runs.records.sampled import RolloutLine
 from posttrain.types import Batch, Task, TokenTree
 
+OTHERWISE = ("sampler_logprobs", "staleness")
+"""Columns that a line of rollouts.jsonl has as keys of its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -242,6 +245,7 @@ class Rollout:
                     step=self.step,
                     version=self.version,
                     versions=tuple(completion.versions),
+                    staleness=self.version - completion.versions.oldest,
                     row=str(group.prompt.task.row),
                     prompt=_asked(group.prompt.task),
                     answer=group.prompt.task.answer,
@@ -258,7 +262,7 @@ class Rollout:
                         round(value, 6) if sampled else None
                         for value, sampled in zip(completion.logprobs, response.mask, strict=True)
                     ),
-                    columns={name: _rounded(c) for name, c in columns.items() if name != "sampler_logprobs"},
+                    columns={name: _rounded(c) for name, c in columns.items() if name not in OTHERWISE},
                 )
 
 

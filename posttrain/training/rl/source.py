@@ -3,8 +3,7 @@
     at(step):  prompts -> engine.generate -> texts -> rubric -> learner.trees -> one list of trees for each update
 
 Sampling and training take turns here: a step samples from the weights that the last one left, so every completion has a
-staleness of 0. A source that samples while others train is another `Source`; `posttrain.training.source` says what its
-state must hold.
+staleness of 0. `async_source.py` samples while the trainer trains; all but where its groups come from is the same.
 
 What becomes of scored completions is the learner's business (`learners.py`): advantages, pairs, or imitation. Prompts
 are a function of the seed and the step, completions of the seed, the step and the weights: a resumed run asks and
@@ -63,8 +62,8 @@ class Setup:
 
 
 @dataclass(slots=True)
-class _Step:
-    """What is known of the step under way."""
+class StepNotes:
+    """What is known of the step under way: how long its phases took, and figures that are logged with it."""
 
     started: float
     progress: Progress
@@ -86,7 +85,7 @@ class OnlineSource:
 
     def __init__(self, setup: Setup):
         self.setup = setup
-        self._step = _Step(time.perf_counter(), setup.progress)
+        self._step = StepNotes(time.perf_counter(), setup.progress)
         self._stopped: str | None = None
 
     # ------------------------------------------------------------ what the loop asks
@@ -113,10 +112,11 @@ class OnlineSource:
             why_stop=lambda: self._stopped or self.setup.examiner.stop(),
             finish=self._finish,
             parts=self.setup.learner.parts,
+            close=self.close,
         )
 
     def at(self, step: int) -> Sequence[Sequence[TokenTree]]:
-        self._step = now = _Step(time.perf_counter(), self.setup.progress)
+        self._step = now = StepNotes(time.perf_counter(), self.setup.progress)
         setup = self.setup
         with now.phase("sync"):
             if (gap := setup.sampler.sync_weights(step)) is not None:
@@ -178,14 +178,18 @@ class OnlineSource:
             setup.progress.say(f"{setup.folder.name}: {note}")
         return metrics
 
+    def close(self) -> None:
+        """What works beside the training ends; here nothing does."""
+
     def _finish(self) -> None:
+        self.close()
         self.setup.examiner.finish()
         self.setup.sampler.close()
         self.setup.rubric.close()
 
     # ------------------------------------------------------------ sampling
 
-    def _rollout(self, step: int, now: _Step) -> tuple[Rollout, list[Group]]:
+    def _rollout(self, step: int, now: StepNotes) -> tuple[Rollout, list[Group]]:
         """Everything sampled for the step, and the groups that train."""
         stage, order = self.setup.stage, self.setup.curriculum or self.setup.order
         indices = order.at(step)
@@ -209,7 +213,7 @@ class OnlineSource:
             kept += [group for group in fresh if not group.tied]
         return Rollout(tuple(groups), step + 1, step), kept
 
-    def _groups(self, step: int, number: int, indices: Sequence[int], now: _Step) -> list[Group]:
+    def _groups(self, step: int, number: int, indices: Sequence[int], now: StepNotes) -> list[Group]:
         setup, stage = self.setup, self.setup.stage
         prompts = [setup.prompts[index] for index in indices]
         # A seed for each step and round: with one for all, a task that is asked again would be answered the same.
@@ -217,12 +221,9 @@ class OnlineSource:
         with now.phase("generate"):
             groups = sample(setup.sampler.engine, setup.encoder, prompts, sampling, stage.completions_per_prompt)
         with now.phase("score"):
-            score_groups(setup.rubric, groups)
-            # Before the overlong penalty: whether a task was solved is no matter of length.
+            score_and_decide(setup.rubric, stage, groups)
             if setup.curriculum is not None:
-                _observe(setup.curriculum, step, indices, groups)
-            _overlong(groups, stage)
-        decide(groups, drop_truncated=stage.truncated == "drop")
+                observe(setup.curriculum, step, indices, groups)
         return groups
 
     def _batches(self, trees: Sequence[Sequence[TokenTree]], step: int) -> list[list[TokenTree]]:
@@ -267,18 +268,27 @@ def sample(
     """Completions of each prompt with their texts; nothing is scored yet."""
     ids = [prompt.ids for prompt in prompts]
     sampled = engine.generate(ids, sampling, completions_per_prompt=completions_per_prompt)
-
-    def unscored(completion: Completion) -> Response:
-        return Response(completion, completion_text(completion, encoder.tokens.decode), Scored(None), None)
-
-    return [
-        Group(prompt, tuple(map(unscored, completions))) for prompt, completions in zip(prompts, sampled, strict=True)
-    ]
+    return [unscored(encoder, prompt, completions) for prompt, completions in zip(prompts, sampled, strict=True)]
 
 
-def _observe(curriculum: Curriculum, step: int, indices: Sequence[int], groups: Sequence[Group]) -> None:
+def unscored(encoder: Encoder, prompt: Prompt, completions: Sequence[Completion]) -> Group:
+    """A prompt's completions with their texts; nobody has judged them yet."""
+    texts = [completion_text(completion, encoder.tokens.decode) for completion in completions]
+    responses = zip(completions, texts, strict=True)
+    return Group(prompt, tuple(Response(completion, text, Scored(None), None) for completion, text in responses))
+
+
+def score_and_decide(rubric: Rubric, stage: SamplingStage, groups: Sequence[Group]) -> None:
+    """What the groups are worth, and which of their responses train."""
+    score_groups(rubric, groups)
+    _overlong(groups, stage)
+    decide(groups, drop_truncated=stage.truncated == "drop")
+
+
+def observe(curriculum: Curriculum, step: int, indices: Sequence[int], groups: Sequence[Group]) -> None:
     """Tell the curriculum what became of each task; a completion that nobody judged says nothing of it."""
     for index, group in zip(indices, groups, strict=True):
+        # Without the overlong penalty: whether a task was solved is no matter of length.
         totals = [response.scored.total for response in group.responses if response.scored.total is not None]
         passed = sum(total >= curriculum.settings.pass_at for total in totals)
         curriculum.observe(step, index, passed=passed, of=len(totals))

@@ -25,6 +25,7 @@ from posttrain.training.checks.sampler import same_arithmetic
 from posttrain.training.objectives import kl_weight, objective_of
 from posttrain.training.order import stream_seed
 from posttrain.training.rl import engines
+from posttrain.training.rl.async_source import AsyncSource
 from posttrain.training.rl.critic import RATE_FACTOR, Critic, SharedCritic, Valuer
 from posttrain.training.rl.curriculum import Curriculum
 from posttrain.training.rl.examiner import Examiner
@@ -37,6 +38,7 @@ from posttrain.training.rl.learners import (
     SampledReference,
 )
 from posttrain.training.rl.main_engine import sampler_of_job
+from posttrain.training.rl.queue_files import forget_queue
 from posttrain.training.rl.served import Surroundings
 from posttrain.training.rl.source import OnlineSource, Setup, sample
 from posttrain.training.rl.teacher import advantage_teacher, compared_with
@@ -117,7 +119,7 @@ def sampling_source(ctx: Sampling, subject: Sampled, proven: Proven) -> Sourced:
     learner = row_of_type(LEARNERS, stage)(
         ctx, subject, _Given(proven, start, advantage_teacher(stage, policy, ctx.progress))
     )
-    source = OnlineSource(_setup(ctx, subject, learner))
+    source = SOURCES[stage.rollout.mode](_setup(ctx, subject, learner))
     return Sourced(
         source,
         proven.preflight,
@@ -131,6 +133,8 @@ def sampling_source(ctx: Sampling, subject: Sampled, proven: Proven) -> Sourced:
 def finish_sampling(ctx: Sampling, prepared: Prepared[SamplingInputs], measured: None, steps: int) -> Finished:
     # The export first: reading it back takes longer than the conclusion, and runs beside it.
     pending = export_policy(ctx, prepared, steps)
+    if world().is_main:  # the run folder is its own
+        forget_queue(ctx.folder.path)
     return Finished(pending, world().agreed(lambda: conclude(ctx.folder)))
 
 
@@ -204,6 +208,10 @@ LEARNERS: Mapping[type[SamplingStage], Callable[[StageContext[Any], Sampled, _Gi
     GKD: _distillation,
 }
 """What becomes of scored completions, by the type of the settings; the nearest row counts."""
+
+
+SOURCES: Mapping[str, type[OnlineSource]] = {"sync": OnlineSource, "async": AsyncSource}
+"""Where a step's groups come from, by `rollout.mode`."""
 
 
 def _critic(ctx: StageContext[PPOStage], subject: Sampled, given: _Given) -> Valuer:
