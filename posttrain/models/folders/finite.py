@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from posttrain.models.sharding.shards import anywhere, local, mesh_of
+
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether no entry is NaN or infinite; without a second tensor of its size, as `isfinite().all()` would make."""
@@ -20,9 +22,13 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def non_finite_tensors(named: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Names of those that hold a NaN or an infinity, in their order."""
-    pairs = named.items() if isinstance(named, Mapping) else named
-    return [name for name, tensor in pairs if not is_finite(tensor)]
+    """Names of those that hold a NaN or an infinity, in their order.
+
+    Collective for sharded tensors, each rank looking through its part: all get the same names.
+    """
+    pairs = list(named.items() if isinstance(named, Mapping) else named)
+    bad = anywhere([not is_finite(local(tensor)) for _, tensor in pairs], mesh_of(tensor for _, tensor in pairs))
+    return [name for (name, _), is_bad in zip(pairs, bad, strict=True) if is_bad]
 
 
 def non_finite_weights(model: nn.Module) -> list[str]:
