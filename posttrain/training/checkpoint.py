@@ -223,9 +223,9 @@ def parts_of(model: nn.Module, optimizer: Optimizer, others: Parts) -> dict[str,
     return {"": (model, optimizer), **{f"{name}::": part for name, part in others.items()}}
 
 
-def _trainable(parts: Parts) -> dict[str, nn.Parameter]:
-    named = ((prefix + name, p) for prefix, (module, _) in parts.items() for name, p in module.named_parameters())
-    return {name: p for name, p in named if p.requires_grad}
+def _trainable(parts: Mapping[str, tuple[nn.Module, Optimizer]]) -> dict[str, nn.Parameter]:
+    # The optimizer's own: the modules may hold whole weights at the moment, gathered from the shards that train.
+    return {prefix + name: p for prefix, (_, optimizer) in parts.items() for name, p in optimizer.named}
 
 
 def strangers(folder: Path) -> list[str]:

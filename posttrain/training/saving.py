@@ -155,7 +155,8 @@ class Saver:
     def _write(self) -> None:
         self._refuse_non_finite_state()
         # The logs first: a checkpoint that is ahead of its logs would leave a gap in them for ever.
-        self.folder.sync()
+        with world().together("syncing the logs"):
+            self.folder.sync()
         state = {
             "identity": self.work.identity,
             "seconds": self.state.seconds,
