@@ -74,7 +74,7 @@ class Writing:
 
     def __init__(self, draft: Draft, tensors: dict[str, Any], here: World, group: Any):
         self._draft, self._tensors, self._here, self._group = draft, tensors, here, group
-        self._error: Exception | None = None
+        self._error: PosttrainError | None = None
         # A daemon: where another rank died, this one has nobody to finish with, and must be able to end.
         self._thread = threading.Thread(target=self._write, name=f"checkpoint of step {draft.step}", daemon=True)
         self._thread.start()
@@ -107,8 +107,11 @@ class Writing:
     def _write(self) -> None:
         try:
             self._write_parts()
-        except Exception as error:  # the boundary: nobody is above a thread; `result` raises it
-            self._error = _of_lowest_rank(error) if isinstance(error, CheckpointException) else error
+        # The boundary: nobody is above a thread, and an error that was lost here would count as a checkpoint. Every
+        # kind of it, for torch's own is no `Exception`.
+        except BaseException as error:
+            cause = _of_lowest_rank(error) if isinstance(error, CheckpointException) else error
+            self._error = _named(cause, self._draft.target, self._here.rank)
         finally:
             self._tensors = {}  # as large as the rank's share of the model
         if self._error is not None and self._here.is_main:
@@ -209,14 +212,14 @@ def file_of(tensors: Mapping[str, Tensor], ranks: int, most: int = FILE_BYTES) -
     return files
 
 
-def _named(error: Exception, target: Path, rank: int) -> PosttrainError:
+def _named(error: BaseException, target: Path, rank: int) -> PosttrainError:
     """The error in posttrain's words, which travels to other ranks."""
     try:
         with refusals_of(target):
             raise error
     except PosttrainError as named:
         return named
-    except Exception as other:  # the boundary: no refusal of the system
+    except BaseException as other:  # no refusal of the system
         return RankError(
             f"rank {rank} could not write its part of the checkpoint: {type(other).__name__}: {other}",
             where=target,
@@ -224,7 +227,6 @@ def _named(error: Exception, target: Path, rank: int) -> PosttrainError:
         )
 
 
-def _of_lowest_rank(error: CheckpointException) -> Exception:
+def _of_lowest_rank(error: CheckpointException) -> BaseException:
     """What happened, without torch's frame around it."""
-    cause = error.failures[min(error.failures)][0]
-    return cause if isinstance(cause, Exception) else error
+    return error.failures[min(error.failures)][0]

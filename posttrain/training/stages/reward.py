@@ -22,6 +22,7 @@ from posttrain.evaluate.steps import StepScores
 from posttrain.losses.reward import branches_per_tree, fit_normalisation
 from posttrain.losses.reward_rule import RewardRule
 from posttrain.models.folders.export import ExportSettings, PendingSave
+from posttrain.models.folders.export_shared import SharedSave
 from posttrain.models.folders.fingerprint import backbone_fingerprint
 from posttrain.models.folders.loading import LoadedModel, load, needs_whole_weights, resolve, with_tokens
 from posttrain.models.reward.export import begin_save_reward
@@ -235,7 +236,7 @@ def _loss_of_equal_rewards(parameters: Mapping[str, float], batch: Any) -> float
 
 def begin_export(
     stage: Reward, work: Work, loaded: LoadedModel, encoder: RewardEncoder, folder: Path, settings: ExportSettings
-) -> PendingSave:
+) -> SharedSave | PendingSave:
     """Normalise on the held-out rows if the stage says so, and save.
 
     Raises:

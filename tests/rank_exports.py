@@ -1,0 +1,125 @@
+"""What ranks are asked to do in the tests of exports: load a folder, train it a little, save it, alone or in parts."""
+
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from posttrain.config.settings import Compute, Mesh
+from posttrain.models.folders import export
+from posttrain.models.folders.export import ExportReport, ExportSettings, PendingSave
+from posttrain.models.folders.export_shared import SharedSave, begin_shared_save
+from posttrain.models.folders.fingerprint import weights_fingerprint
+from posttrain.models.folders.loading import load
+from posttrain.models.sharding.mesh import sharding_of
+from posttrain.models.sharding.shards import local
+from posttrain.models.sharding.whole import whole_tensors
+from posttrain.models.tree.logprobs import Policy
+from posttrain.parallel.world import world
+from tests.adapters import EVERY, IDS
+from tests.read_back import forked, read_in_process
+
+
+@dataclass(frozen=True)
+class Save:
+    """Save(start, out, adapter="lora", shard=2)"""
+
+    start: Path
+    out: Path
+    adapter: str | None = None
+    shard: int = 2
+    settings: ExportSettings = field(default_factory=ExportSettings)
+    model_dtype: torch.dtype = torch.float32
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class Saved:
+    report: ExportReport
+    fingerprint: str
+    before: dict[str, torch.Tensor]
+    after: dict[str, torch.Tensor]
+    """Whole weights of the policy before and after the save, which must not change them."""
+
+
+def trained(asked: Save) -> tuple[Any, Policy]:
+    spread = None
+    if world().size > 1:
+        mesh = Mesh(shard=asked.shard, replicate=world().size // asked.shard)
+        spread = sharding_of(Compute(mesh=mesh), torch.device("cpu"), None)
+    adapter = None if asked.adapter is None else EVERY[asked.adapter]
+    loaded = load(asked.start, adapter=adapter, dtype=asked.model_dtype, sharding=spread)
+    move(loaded.model)
+    return loaded, Policy(loaded.model, sharding=spread)
+
+
+@torch.no_grad()
+def move(model: Any) -> None:
+    """Stands for training: what trains moves, by the same numbers wherever a row lies."""
+    for number, parameter in enumerate(p for p in model.parameters() if p.requires_grad):
+        rows = local(parameter)
+        first = 0
+        if rows is not parameter:
+            first = min(
+                parameter.shape[0],
+                -(-parameter.shape[0] // parameter.device_mesh.size(-1))
+                * parameter.device_mesh.get_local_rank(parameter.device_mesh.ndim - 1),
+            )  # type: ignore[attr-defined]
+        noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * 0.1
+        rows.add_(noise[first : first + rows.shape[0]].to(rows.dtype))
+
+
+def save(asked: Save) -> Saved:
+    loaded, policy = trained(asked)
+    before = {name: tensor.clone() for name, tensor in whole_tensors(policy.model)}
+    with pytest.MonkeyPatch.context() as patch:
+        reading = read_in_process(patch)
+        faults = next(reading)
+        if asked.fault is not None:
+            faults.append(FAULTS[asked.fault])
+        pending: SharedSave | PendingSave = begin_shared_save(
+            policy.model, loaded.tokenizer, asked.out, asked.settings, base=loaded.base, sharding=loaded.sharding
+        )
+        report = pending.wait()
+    after = {name: tensor.clone() for name, tensor in whole_tensors(policy.model)}
+    return Saved(report, weights_fingerprint(policy.model), before, after)
+
+
+def save_for_real(asked: Save) -> tuple[ExportReport, torch.Tensor]:
+    """Read back in a process of its own; and what the policy says of a row afterwards."""
+    loaded, policy = trained(asked)
+    before, export._start = export._start, forked  # type: ignore[assignment]
+    try:
+        report = begin_shared_save(
+            policy.model, loaded.tokenizer, asked.out, asked.settings, base=loaded.base, sharding=loaded.sharding
+        ).wait()
+    finally:
+        export._start = before
+    return report, IDS
+
+
+def full(asked: Save) -> Saved:
+    """Rank 0 may write no file of more than 20,000 bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if world().is_main:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        return save(asked)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def other_weight(folder: Path) -> None:
+    """One number of one weight, which moves no logit beyond the tolerance."""
+    path = next(folder.glob("*.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-4] ^= 1
+    path.write_bytes(content)
+
+
+FAULTS = {"a bit": other_weight}
