@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 
 from posttrain.config.settings import Compute, Mesh
 from posttrain.models.folders import export
@@ -17,7 +18,7 @@ from posttrain.models.folders.export_shared import SharedSave, begin_shared_save
 from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.folders.loading import load
 from posttrain.models.sharding.mesh import sharding_of
-from posttrain.models.sharding.shards import local
+from posttrain.models.sharding.shards import local, local_rows
 from posttrain.models.sharding.whole import whole_tensors
 from posttrain.models.tree.logprobs import Policy
 from posttrain.parallel.world import world
@@ -62,14 +63,10 @@ def trained(asked: Save) -> tuple[Any, Policy]:
 def move(model: Any) -> None:
     """Stands for training: what trains moves, by the same numbers wherever a row lies."""
     for number, parameter in enumerate(p for p in model.parameters() if p.requires_grad):
-        rows = local(parameter)
-        first = 0
-        if rows is not parameter:
-            first = min(
-                parameter.shape[0],
-                -(-parameter.shape[0] // parameter.device_mesh.size(-1))
-                * parameter.device_mesh.get_local_rank(parameter.device_mesh.ndim - 1),
-            )  # type: ignore[attr-defined]
+        rows, first = local(parameter), 0
+        if isinstance(parameter, DTensor):
+            mesh = parameter.device_mesh
+            first = local_rows(parameter.shape[0], mesh.get_local_rank(mesh.ndim - 1), mesh.size(mesh.ndim - 1)).start
         noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * 0.1
         rows.add_(noise[first : first + rows.shape[0]].to(rows.dtype))
 

@@ -65,7 +65,7 @@ def begin(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping
     plain = StagingOptions(False, False, False, False)
     staged = cast(dict[str, Any], DefaultStager(plain).stage(dict(tensors)))
     # A group of its own: its messages must not meet those of the steps that are taken meanwhile.
-    group = None if world().is_alone else dist.new_group(backend="gloo")
+    group = dist.new_group(backend="gloo")
     return Writing(Draft(folder, step, json.dumps({**state, "step": step}, indent=1), keep), staged, world(), group)
 
 
@@ -97,9 +97,7 @@ class Writing:
                     raise self._error
         finally:
             # After all threads are over: the group is theirs.
-            if self._group is not None:
-                dist.destroy_process_group(self._group)
-                self._group = None
+            dist.destroy_process_group(self._group)
         return self._draft.target
 
     # ------------------------------------------------------------ in the thread
@@ -124,7 +122,7 @@ class Writing:
         self._together(lambda: draft.clear() if is_main else None)
         parts = draft.temporary / SHARDS
         writer = _Writer(parts, draft.target, self._here.rank, file_of(self._tensors, self._here.size))
-        save(self._tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
+        save(self._tensors, storage_writer=writer, process_group=self._group)
         own = sorted(parts.glob(f"shard-{self._here.rank + 1:05d}-*"))
         written = self._together(lambda: {f"{SHARDS}/{path.name}": file_identity(path) for path in own})
         self._together(
@@ -143,9 +141,8 @@ class Writing:
             value = part()
         except Exception as failure:  # the boundary: a rank that left here would leave the others waiting
             error = _named(failure, self._draft.target, self._here.rank)
-        found: list[Any] = [(value, error)] * self._here.size
-        if self._group is not None:
-            dist.all_gather_object(found, (value, error), group=self._group)
+        found: list[Any] = [None] * self._here.size
+        dist.all_gather_object(found, (value, error), group=self._group)
         for _, theirs in found:
             if theirs is not None:
                 raise theirs

@@ -48,7 +48,7 @@ from posttrain.models.folders.own_code import ran_own_code
 from posttrain.models.folders.quiet import quiet
 from posttrain.models.folders.source import ModelSource
 from posttrain.models.sharding.copies import twin
-from posttrain.models.sharding.export import adapter_state, computing, same, write_weights
+from posttrain.models.sharding.export import adapter_state, asked, computing, same, write_weights
 from posttrain.models.sharding.folding import folded_in_parts
 from posttrain.models.sharding.mesh import Sharding
 from posttrain.parallel.world import World, world
@@ -163,7 +163,7 @@ def write_model_in_parts(
     checksums: dict[str, int] = {}
     with quiet(), eval_mode(model):
         source = computing(twin(model, same), sharding)
-        logits = readback.probe_logits(source, row)
+        logits = readback.probe_logits(asked(source), row)
         scale = float(np.abs(logits).max())
         tolerance = 1e-4 + (1e-5 if source.device.type == "cpu" else OTHER_DEVICE) * scale
         saved, rounding = source, 0.0
@@ -176,7 +176,8 @@ def write_model_in_parts(
                 rounded = readback.probe_logits(saved, row)
                 rounding, logits = float(np.abs(rounded - logits).max()), rounded
             checksums = write_weights(saved, folder, settings.max_shard_size, here)
-        greedy, margins = readback.greedy_ids(saved if rounding else source, probe_ids, stop_ids, settings.new_tokens)
+        says = asked(saved if rounding else source)
+        greedy, margins = readback.greedy_ids(says, probe_ids, stop_ids, settings.new_tokens)
     with here.together("writing the model's folder"), writing(folder):
         if here.is_main:
             write_beside_weights(folder, tokenizer, settings)

@@ -58,6 +58,13 @@ def computing(model: Any, sharding: Sharding) -> Any:
     return model.eval()
 
 
+def asked(model: Any) -> Any:
+    """Who answers for a `computing` model: the base in its adapter, whose wrapper may call past the hooks that gather
+    weights (AdaLoRA's does), unless the wrapper itself adds virtual tokens."""
+    is_plain = not isinstance(model, PeftModel) or model.active_peft_config.is_prompt_learning
+    return model if is_plain else model.get_base_model()
+
+
 @torch.no_grad()
 def write_weights(model: Any, folder: Path, shard_size: str, here: World) -> dict[str, int]:
     """Config and weights of a model of `transformers`, in the names of its files; gives zlib.crc32 by name.

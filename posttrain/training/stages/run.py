@@ -62,7 +62,7 @@ def _begin_records(ctx: StageContext[Any]) -> StageRecord:
     folder = ctx.folder
     record = folder.stage() if folder.exists else StageRecord()
     # Nothing to go on from: lines of the attempt before would stand in this one's curves.
-    if checkpoint.latest(folder.checkpoints) is None:
+    if checkpoint.newest(folder.checkpoints) is None:
         folder.forget_logs()
         record = StageRecord()
     folder.write_config(stage_yaml(ctx.stage, seed=ctx.seed, split_seed=ctx.split_seed))
