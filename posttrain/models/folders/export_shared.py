@@ -48,7 +48,7 @@ from posttrain.models.folders.own_code import ran_own_code
 from posttrain.models.folders.quiet import quiet
 from posttrain.models.folders.source import ModelSource
 from posttrain.models.sharding.copies import twin
-from posttrain.models.sharding.export import adapter_state, asked, computing, same, write_weights
+from posttrain.models.sharding.export import asked, computing, same, to_write_adapter, write_weights
 from posttrain.models.sharding.folding import folded_in_parts
 from posttrain.models.sharding.mesh import Sharding
 from posttrain.parallel.world import World, world
@@ -164,20 +164,20 @@ def write_model_in_parts(
     with quiet(), eval_mode(model):
         source = computing(twin(model, same), sharding)
         logits = readback.probe_logits(asked(source), row)
+        greedy, margins = readback.greedy_ids(asked(source), probe_ids, stop_ids, settings.new_tokens)
         scale = float(np.abs(logits).max())
         tolerance = 1e-4 + (1e-5 if source.device.type == "cpu" else OTHER_DEVICE) * scale
         saved, rounding = source, 0.0
         if isinstance(model, PeftModel) and not settings.merge:
-            write_adapter_in_parts(source, folder, adapter_base, settings, here)
+            write_adapter_in_parts(model, folder, adapter_base, settings, here)
         else:
             saved = to_save(model, settings, sharding, source)
             if saved is not source and saved.dtype not in (torch.float32, torch.float64):
                 # In a narrow dtype the file is compared with the rounded weights, as `write_model` does.
-                rounded = readback.probe_logits(saved, row)
+                rounded = readback.probe_logits(asked(saved), row)
                 rounding, logits = float(np.abs(rounded - logits).max()), rounded
+                greedy, margins = readback.greedy_ids(asked(saved), probe_ids, stop_ids, settings.new_tokens)
             checksums = write_weights(saved, folder, settings.max_shard_size, here)
-        says = asked(saved if rounding else source)
-        greedy, margins = readback.greedy_ids(says, probe_ids, stop_ids, settings.new_tokens)
     with here.together("writing the model's folder"), writing(folder):
         if here.is_main:
             write_beside_weights(folder, tokenizer, settings)
@@ -203,7 +203,7 @@ def write_adapter_in_parts(
     model: PeftModel, folder: Path, base: ModelSource | None, settings: ExportSettings, here: World
 ) -> None:
     """`write_adapter` by rank 0, of what all gather."""
-    state = adapter_state(model)
+    shell, state = to_write_adapter(model)
     with here.together("writing the adapter"), writing(folder):
         if here.is_main:
-            write_adapter(model, folder, base, settings.dtype, state={n: t.cpu() for n, t in state.items()})
+            write_adapter(shell, folder, base, settings.dtype, state={n: t.cpu() for n, t in state.items()})

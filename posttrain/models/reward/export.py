@@ -138,7 +138,7 @@ def _write_in_parts(
         scores = scores_in_memory(twin(model, same), rows, sharding)
         source = saved = twin(model, same)
         if isinstance(model, PeftModel) and not settings.merge:
-            write_adapter_in_parts(source, folder, adapter_base, settings, here)
+            write_adapter_in_parts(model, folder, adapter_base, settings, here)
         else:
             saved = to_save(model, settings, sharding, source)
             if saved is not source and saved.dtype not in (torch.float32, torch.float64):

@@ -23,6 +23,7 @@ from posttrain.errors import ExportError
 from posttrain.models.adapters.folding import record_tying
 from posttrain.models.adapters.kinds import ADAPTER_PARTS
 from posttrain.models.folders.shard_files import ShardWriter
+from posttrain.models.sharding.copies import twin
 from posttrain.models.sharding.mesh import Sharding
 from posttrain.models.sharding.shards import whole
 from posttrain.models.sharding.wrap import reshard, shard_model
@@ -41,26 +42,21 @@ def same(parameter: Tensor) -> Tensor:
 
 
 def computing(model: Any, sharding: Sharding) -> Any:
-    """A parked model that can be called and can generate, without `TreeModel` around it: in place, and given back.
+    """A parked model that can answer without `TreeModel` around it: in place, and given back. See `asked`.
 
-    Each rank has to ask it the same; a layer is whole while it computes, embeddings and head from the first call on.
+    Each rank has to ask it the same. A layer is whole while it computes; what is outside of layers, embeddings and head
+    say, from the first call to the next `reshard`.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    inside = {id(module) for module in base.modules()}
-    for module in model.modules():
-        # What an adapter keeps beside its base, virtual tokens say: nothing would gather it.
-        for name, parameter in module._parameters.items() if id(module) not in inside else ():
-            if isinstance(parameter, DTensor):
-                module._parameters[name] = nn.Parameter(whole(parameter), requires_grad=False)
-    shard_model(base, layers_of(base), sharding)
+    root = asked(model)
+    shard_model(root, layers_of(root), sharding)
     # `generate` then goes on until all ranks have ended: they gather each layer together.
-    base._is_fsdp_managed_module = True
+    root._is_fsdp_managed_module = True
     return model.eval()
 
 
 def asked(model: Any) -> Any:
     """Who answers for a `computing` model: the base in its adapter, whose wrapper may call past the hooks that gather
-    weights (AdaLoRA's does), unless the wrapper itself adds virtual tokens."""
+    weights (AdaLoRA's does), unless the wrapper itself adds virtual tokens. It is called once before it generates."""
     is_plain = not isinstance(model, PeftModel) or model.active_peft_config.is_prompt_learning
     return model if is_plain else model.get_base_model()
 
@@ -106,16 +102,24 @@ def write_weights(model: Any, folder: Path, shard_size: str, here: World) -> dic
     return {} if writer is None else writer.checksums
 
 
-def adapter_state(model: PeftModel) -> dict[str, Tensor]:
-    """The adapter's own tensors, whole, under their names in `state_dict`: what `peft` saves is chosen from them."""
-    reshard(model)
+def to_write_adapter(model: PeftModel) -> tuple[PeftModel, dict[str, Tensor]]:
+    """What `peft` can save the adapter from: a parked twin of the model, and the adapter's tensors, whole, by their
+    names in `state_dict`."""
+    model = twin(model, same)
+    if model.active_peft_config.is_prompt_learning:
+        # `peft` computes what it saves of virtual tokens, and on one rank.
+        for module in model.prompt_encoder.modules():
+            for name, parameter in module._parameters.items():
+                if isinstance(parameter, DTensor):
+                    module._parameters[name] = nn.Parameter(whole(parameter), requires_grad=parameter.requires_grad)
     state = model.state_dict(keep_vars=True)
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-    return {
+    own = {
         name: whole(tensor)
         for name, tensor in state.items()
         if id(tensor) in trained or any(part in name for part in ADAPTER_PARTS)
     }
+    return model, own
 
 
 def _to_write(model: Any) -> dict[str, Tensor]:
