@@ -12,18 +12,24 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from posttrain.config.settings import Compute, Mesh
-from posttrain.models.folders import export
+from posttrain.data.encoder_settings import EncoderSettings
+from posttrain.data.reward_encode import RewardEncoder
+from posttrain.losses.reward_rule import RewardRule
 from posttrain.models.folders.export import ExportReport, ExportSettings, PendingSave
 from posttrain.models.folders.export_shared import SharedSave, begin_shared_save
 from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.folders.loading import load
-from posttrain.models.sharding.mesh import sharding_of
+from posttrain.models.reward.export import begin_save_reward
+from posttrain.models.reward.folders import start_reward
+from posttrain.models.sharding.mesh import Sharding, sharding_of
 from posttrain.models.sharding.shards import local, local_rows
 from posttrain.models.sharding.whole import whole_tensors
+from posttrain.models.sharding.wrap import park
+from posttrain.models.tree.heads import ScoreModel
 from posttrain.models.tree.logprobs import Policy
 from posttrain.parallel.world import world
-from tests.adapters import EVERY, IDS
-from tests.read_back import forked, read_in_process
+from tests.adapters import EVERY
+from tests.read_back import read_in_process
 
 
 @dataclass(frozen=True)
@@ -48,11 +54,15 @@ class Saved:
     """Whole weights of the policy before and after the save, which must not change them."""
 
 
+def spread_of(asked: Save) -> Sharding | None:
+    if world().is_alone:
+        return None
+    mesh = Mesh(shard=asked.shard, replicate=world().size // asked.shard)
+    return sharding_of(Compute(mesh=mesh), torch.device("cpu"), None)
+
+
 def trained(asked: Save) -> tuple[Any, Policy]:
-    spread = None
-    if world().size > 1:
-        mesh = Mesh(shard=asked.shard, replicate=world().size // asked.shard)
-        spread = sharding_of(Compute(mesh=mesh), torch.device("cpu"), None)
+    spread = spread_of(asked)
     adapter = None if asked.adapter is None else EVERY[asked.adapter]
     loaded = load(asked.start, adapter=adapter, dtype=asked.model_dtype, sharding=spread)
     move(loaded.model)
@@ -87,17 +97,12 @@ def save(asked: Save) -> Saved:
     return Saved(report, weights_fingerprint(policy.model), before, after)
 
 
-def save_for_real(asked: Save) -> tuple[ExportReport, torch.Tensor]:
-    """Read back in a process of its own; and what the policy says of a row afterwards."""
+def save_for_real(asked: Save) -> ExportReport:
+    """Read back by an interpreter of its own, as users' saves are."""
     loaded, policy = trained(asked)
-    before, export._start = export._start, forked  # type: ignore[assignment]
-    try:
-        report = begin_shared_save(
-            policy.model, loaded.tokenizer, asked.out, asked.settings, base=loaded.base, sharding=loaded.sharding
-        ).wait()
-    finally:
-        export._start = before
-    return report, IDS
+    return begin_shared_save(
+        policy.model, loaded.tokenizer, asked.out, asked.settings, base=loaded.base, sharding=loaded.sharding
+    ).wait()
 
 
 def full(asked: Save) -> Saved:
@@ -120,3 +125,27 @@ def other_weight(folder: Path) -> None:
 
 
 FAULTS = {"a bit": other_weight}
+
+
+# ---------------------------------------------------------------- reward models
+
+
+def save_reward(asked: Save) -> ExportReport:
+    """A random head on the start, moved and saved."""
+    spread = spread_of(asked)
+    start, rule = load(asked.start), RewardRule()
+    stops = RewardEncoder(start.tokenizer).stop_ids
+    adapter = None if asked.adapter is None else EVERY[asked.adapter]
+    headed = start_reward(start, rule, init="normal", adapter=adapter, stop_ids=stops)
+    if spread is not None:
+        park(headed.model, spread)
+        headed.sharding = spread
+    move(headed.model)
+    policy = ScoreModel(headed.model, sharding=spread)
+    assert (policy.sharding is None) == (spread is None)
+    with pytest.MonkeyPatch.context() as patch:
+        reading = read_in_process(patch)
+        next(reading)
+        return begin_save_reward(
+            headed, asked.out, asked.settings, rule=rule, encoding=EncoderSettings(), statistics={"mean": 0.5}
+        ).wait()

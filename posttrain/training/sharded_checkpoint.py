@@ -45,8 +45,8 @@ from posttrain.training.checkpoint_folder import Draft
 
 T = TypeVar("T")
 
-FILE_BYTES = 512_000_000
-"""Of a rank's file, about: torch makes a file in memory before it writes it."""
+FILE_BYTES = 200_000_000
+"""Of a rank's file, about: torch makes a file in memory, twice, before it writes it."""
 
 
 def is_sharded(tensors: Mapping[str, Tensor]) -> bool:

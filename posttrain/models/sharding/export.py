@@ -44,11 +44,13 @@ def same(parameter: Tensor) -> Tensor:
 def computing(model: Any, sharding: Sharding) -> Any:
     """A parked model that can answer without `TreeModel` around it: in place, and given back. See `asked`.
 
-    Each rank has to ask it the same. A layer is whole while it computes; what is outside of layers, embeddings and head
-    say, from the first call to the next `reshard`.
+    Each rank has to ask it the same. A layer is whole while it computes, and so are the embeddings and the head, which
+    are the largest tensors there are; what else there is, tied ends among it, from the first call to the next `reshard`.
     """
     root = asked(model)
-    shard_model(root, layers_of(root), sharding)
+    # `TreeModel` keeps both ends in the root, since its chunked projection reads the head outside of a call.
+    ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None]
+    shard_model(root, [*layers_of(root), *ends], sharding)
     # `generate` then goes on until all ranks have ended: they gather each layer together.
     root._is_fsdp_managed_module = True
     return model.eval()

@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 
 from posttrain.errors import ExportError, SourceError
 from posttrain.models.folders.export_files import ExportSettings
+from posttrain.models.folders.loading import load
 from tests.families import family_model
 from tests.fixtures import byte_tokenizer
-from tests.rank_exports import Save, Saved, full, save
+from tests.rank_exports import Save, Saved, full, save, save_for_real, save_reward
 from tests.ranks import ranks
 
 STATED = ("config.json", "generation_config.json", "tokenizer.json", "adapter_config.json", "posttrain_speech.json")
@@ -132,3 +133,26 @@ def test_a_foreign_folder_is_refused_by_every_rank(tmp_path: Path) -> None:
     (tmp_path / "shared" / "notes.txt").write_text("mine")
     for error in ranks(2).outcomes(save, Save(place, tmp_path / "shared")):
         assert isinstance(error, ExportError) and "a folder that posttrain did not write" in str(error)
+
+
+@pytest.mark.parametrize(("adapter", "merge"), [(None, True), ("lora", True), ("lora", False)])
+def test_reward_models(tmp_path: Path, adapter: str | None, merge: bool) -> None:
+    place, settings = start(tmp_path / "start", "llama"), ExportSettings(merge=merge)
+    shared, alone = (Save(place, tmp_path / name, adapter, settings=settings) for name in ("shared", "alone"))
+    found, one = ranks(2).run(save_reward, shared), save_reward(alone)
+    assert all(report.files == found[0].files and report.merged == one.merged for report in found)
+    ours, theirs = tensors(shared.out), tensors(alone.out)
+    assert set(ours) == set(theirs) and any("score" in name for name in ours)
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=1e-6, msg=name)
+    for name in (*STATED, "posttrain_reward.json"):
+        if (alone.out / name).exists():
+            assert stated(shared.out / name) == stated(alone.out / name), name
+
+
+@pytest.mark.slow
+def test_a_fresh_process_reads_what_ranks_saved(tmp_path: Path) -> None:
+    place = start(tmp_path / "start", "llama")
+    (first, second) = ranks(2).run(save_for_real, Save(place, tmp_path / "shared", "lora"))
+    assert first == second and first.largest_difference < 1e-4 and first.text is not None
+    assert load(tmp_path / "shared").source.manifest is not None  # verified by its manifest
