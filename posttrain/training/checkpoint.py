@@ -167,11 +167,11 @@ def restore(
         prefix = next((part for part in parts if part and name.startswith(part)), "")
         parameter = trainable.get(name)
         # As sharded as its parameter; a count of steps is a plain number on every rank.
-        alike = parameter is not None and kind.shape and kind.shape == tuple(parameter.shape)
-        empty[key] = (
-            torch.empty_like(parameter, dtype=kind.dtype) if alike else torch.empty(kind.shape, dtype=kind.dtype)
-        )
-        moments[prefix].setdefault(name.removeprefix(prefix), {})[moment] = empty[key] = empty[key].detach()
+        if parameter is not None and kind.shape and kind.shape == tuple(parameter.shape):
+            empty[key] = torch.empty_like(parameter, dtype=kind.dtype).detach()
+        else:
+            empty[key] = torch.empty(kind.shape, dtype=kind.dtype)
+        moments[prefix].setdefault(name.removeprefix(prefix), {})[moment] = empty[key]
     stored.load(empty)
     for prefix, (_, optimizer) in parts.items():
         optimizer.load_state_dict(moments[prefix])

@@ -50,9 +50,18 @@ class ShardWriter:
     """
 
     def __init__(
-        self, folder: Path, kinds: Mapping[str, tuple[tuple[int, ...], torch.dtype]], shard_bytes: int = SHARD_BYTES
+        self,
+        folder: Path,
+        kinds: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+        shard_bytes: int = SHARD_BYTES,
+        *,
+        name: str = "model.safetensors",
     ):
-        """`kinds`: shape and dtype by name, in the order in which the tensors will be given."""
+        """
+        Args:
+            kinds: shape and dtype by name, in the order in which the tensors will be given.
+            name: of the file, where there is one.
+        """
         self.folder = folder
         self.kinds = kinds
         self.bytes = sum(size_of(*kind) for kind in kinds.values())
@@ -60,7 +69,7 @@ class ShardWriter:
         """zlib.crc32 of the bytes of each tensor that was written."""
         shards = _shards(kinds, shard_bytes)
         count = len(shards)
-        files = ["model.safetensors"] if count == 1 else [_shard_name(k, count) for k in range(1, count + 1)]
+        files = [name] if count == 1 else [_shard_name(k, count) for k in range(1, count + 1)]
         self.file_of = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
         self._waiting = list(kinds)
         self._headers = {file: _header(shard, kinds) for file, shard in zip(files, shards, strict=True)}

@@ -45,7 +45,7 @@ def computing(model: Any, sharding: Sharding) -> Any:
     """A parked model that can answer without `TreeModel` around it: in place, and given back. See `asked`.
 
     Each rank has to ask it the same. A layer is whole while it computes, and so are the embeddings and the head, which
-    are the largest tensors there are; what else there is, tied ends among it, from the first call to the next `reshard`.
+    are the largest tensors; whatever else there is, tied ends among it, from the first call to the next `reshard`.
     """
     root = asked(model)
     # `TreeModel` keeps both ends in the root, since its chunked projection reads the head outside of a call.

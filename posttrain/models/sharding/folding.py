@@ -53,7 +53,7 @@ def folded_in_parts(model: PeftModel, sharding: Sharding) -> Any:
 def _outermost(model: nn.Module) -> list[Any]:
     """Adapted layers that lie in no other: one folds what is inside of it by itself."""
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    inner = {id(part) for layer in layers for part in layer.modules() if part is not layer}  # type: ignore[attr-defined]
+    inner = {id(part) for layer in layers for part in layer.modules() if part is not layer}
     return [layer for layer in layers if id(layer) not in inner]
 
 
