@@ -12,7 +12,7 @@ from posttrain.config.base import TrainingStage
 from posttrain.data.speech import Speech
 from posttrain.errors import ConfigError
 from posttrain.models.folders.export import ExportSettings
-from posttrain.models.folders.export_shared import begin_shared_save
+from posttrain.models.folders.export_shared import begin_shared_save as begin_save
 from posttrain.models.folders.loading import LoadedModel, load
 from posttrain.models.folders.source import resolve
 from posttrain.models.sharding.copies import twin
@@ -113,7 +113,7 @@ def export_policy(ctx: StageContext[Any], prepared: Prepared[Any], steps: int) -
     if not ctx.stage.keeps_output:
         return NotSaved(ctx.folder.name)
     with ctx.progress.phase(f"{ctx.folder.name}: saving and reading back", unit="files"):
-        return begin_shared_save(
+        return begin_save(
             prepared.work.policy.model,
             loaded.tokenizer,
             ctx.folder.model,
