@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from posttrain.config import StageSettings
 from posttrain.data.templates.clock import today
-from posttrain.parallel.world import world
+from posttrain.parallel.world import job, world
 from posttrain.runs.folder import RunFolder, StageFolder
 from posttrain.runs.progress import Progress
 from posttrain.runs.records.run import RunRecord, StageEntry
@@ -41,7 +41,7 @@ def begin_run(run: RunFolder, name: str, stages: Sequence[StageSettings], *, kee
         date=known.date or today(),
         status="running",
         stages=tuple(entries),
-        processes=None if (here := world()).is_alone else here.size,
+        processes=None if (here := job()).is_alone else here.size,  # rank 0 is alone while it drives
     )
 
 
