@@ -8,7 +8,7 @@ is what `reward.folders` loads.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def begin_save_reward(
     Raises:
         ExportError: as `begin_save`.
     """
-    told: dict[str, Any] = {"rule": rule, "encoding": encoding, "statistics": statistics or {}}
+    told = _Told(rule, encoding, statistics or {})
     return begin_shared_save(
         loaded.model,
         loaded.tokenizer,
@@ -81,8 +81,8 @@ def begin_save_reward(
         settings,
         base=loaded.base,
         sharding=loaded.sharding,
-        write=partial(_write, **told),
-        write_shared=partial(_write_in_parts, **told),
+        write=partial(_write, rule=rule, encoding=encoding, statistics=told.statistics),
+        write_shared=partial(_write_in_parts, told),
     )
 
 
@@ -115,21 +115,27 @@ def _write(
                 rounding, scores = float(np.abs(rounded - scores).max()), rounded
             saved.save_pretrained(folder, max_shard_size=settings.max_shard_size)
 
-    _write_beside(folder, tokenizer, settings, rule, encoding, statistics)
+    _write_beside(folder, tokenizer, settings, _Told(rule, encoding, statistics))
     return _expected(tokenizer, settings, rule, rows, scores, rounding, saved.dtype)
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What a reward model's folder says beside its weights."""
+
+    rule: RewardRule
+    encoding: EncoderSettings
+    statistics: Mapping[str, float]
+
+
 def _write_in_parts(
+    told: _Told,
     model: Any,
     tokenizer: Any,
     folder: Path,
     settings: ExportSettings,
     adapter_base: ModelSource | None,
     sharding: Sharding,
-    *,
-    rule: RewardRule,
-    encoding: EncoderSettings,
-    statistics: Mapping[str, float],
 ) -> Expected:
     """The same of a reward model that ranks share; see `export_shared.SharedWriter`."""
     here, rounding, checksums = world(), 0.0, {}
@@ -147,8 +153,8 @@ def _write_in_parts(
             checksums = write_weights(saved, folder, settings.max_shard_size, here)
     with here.together("writing the model's folder"), writing(folder):
         if here.is_main:
-            _write_beside(folder, tokenizer, settings, rule, encoding, statistics)
-    expected = _expected(tokenizer, settings, rule, rows, scores, rounding, saved.dtype)
+            _write_beside(folder, tokenizer, settings, told)
+    expected = _expected(tokenizer, settings, told.rule, rows, scores, rounding, saved.dtype)
     tolerance = (
         expected.tolerance
         if source.device.type == "cpu"
@@ -157,17 +163,10 @@ def _write_in_parts(
     return replace(expected, tolerance=tolerance, request={**expected.request, "checksums": checksums})
 
 
-def _write_beside(
-    folder: Path,
-    tokenizer: Any,
-    settings: ExportSettings,
-    rule: RewardRule,
-    encoding: EncoderSettings,
-    statistics: Mapping[str, float],
-) -> None:
+def _write_beside(folder: Path, tokenizer: Any, settings: ExportSettings, told: _Told) -> None:
     save_tokenizer(tokenizer, folder)
     write_speech_record(folder, tokenizer, stop_ids_of(settings, tokenizer), settings)
-    write_reward_file(folder, rule, encoding, statistics)
+    write_reward_file(folder, told.rule, told.encoding, told.statistics)
 
 
 def _expected(
