@@ -35,8 +35,8 @@ def make_model(folder: Path, layers: int, seed: int) -> int:
     from transformers import LlamaConfig
 
     from posttrain.models.folders.loading import load
+    from posttrain.models.folders.shard_files import ShardWriter
     from posttrain.models.folders.tokenizers import save_tokenizer
-    from posttrain.models.merging.tensors import ShardWriter
 
     folder.mkdir()
     config = LlamaConfig(

@@ -80,6 +80,7 @@ def one_rank(rank: int, size: int, store: str, folder: str, found: str) -> None:
     dist.all_gather_object(peaks, (after_loading - before, high_water() - before))
     if rank == 0:
         Path(found).write_text(json.dumps(peaks), encoding="ascii")
+    dist.barrier()  # a rank that leaves while another still talks to it ends both
     dist.destroy_process_group()
 
 

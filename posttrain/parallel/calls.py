@@ -28,7 +28,7 @@ from typing import Any, Generic, TypeVar, cast
 import torch.distributed as dist
 
 from posttrain.errors import PosttrainError
-from posttrain.parallel.world import PLACE, Place, World, is_everywhere, job, placed, portable, sent_by_main, world
+from posttrain.parallel.world import Place, World, is_everywhere, job, placed, portable, sent_by_main, standing, world
 
 T = TypeVar("T")
 
@@ -88,7 +88,7 @@ def driven(main: Callable[[], T], *, own: Sequence[Any] = ()) -> T:
     Raises:
         What `main` raises, on every rank; one that is not posttrain's own arrives on the others as a RankError.
     """
-    here, place = world(), PLACE.get()
+    here, place = world(), standing()
     if here.is_alone:
         return main()
     inside = place.own + tuple(own)
@@ -116,7 +116,7 @@ def everywhere(function: Callable[..., T], *arguments: Any) -> T:
         function: at module level, so that it can be named.
         arguments: what travels by pickle, or is of `own`.
     """
-    place = PLACE.get()
+    place = standing()
     driver: _Driver | None = place.driver
     if driver is None or not place.is_alone:
         return function(*arguments)
@@ -142,7 +142,7 @@ def _serve(here: World) -> Any:
             if message.error is not None:
                 raise message.error
             return message.value
-        function, arguments = _unpacked(message.packed, PLACE.get().own)
+        function, arguments = _unpacked(message.packed, standing().own)
         try:
             function(*arguments)
         except BaseException as error:

@@ -17,6 +17,7 @@ operation is the identity, and a rank is alone in whatever it does by itself: in
 from __future__ import annotations
 
 import pickle
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -165,28 +166,37 @@ class Place:
     """What every rank of the job has made itself, in the same order; it is sent by its place."""
 
 
-PLACE: ContextVar[Place] = ContextVar("posttrain_place", default=Place())  # noqa: B039  it is frozen
+_PLACE: ContextVar[tuple[int, Place] | None] = ContextVar("posttrain_place", default=None)
+"""With the thread that stands there."""
+
+
+def standing() -> Place:
+    """Where this thread stands. A thread that was started to help (a pool that asks judges, a queue that samples beside
+    training) does what no thread of another rank does at that moment, so that it is alone."""
+    thread = threading.get_ident()
+    set_by, place = _PLACE.get() or (threading.main_thread().ident, Place())
+    return place if set_by == thread else replace(place, is_alone=True, driver=None)
 
 
 @contextmanager
 def placed(place: Place) -> Iterator[None]:
-    before = PLACE.set(place)
+    before = _PLACE.set((threading.get_ident(), place))
     try:
         yield
     finally:
-        PLACE.reset(before)
+        _PLACE.reset(before)
 
 
 @contextmanager
 def apart() -> Iterator[None]:
     """In here this rank does what the others do not: it is alone, and nothing may wait for them."""
-    with placed(replace(PLACE.get(), is_alone=True, driver=None)):
+    with placed(replace(standing(), is_alone=True, driver=None)):
         yield
 
 
 def world() -> World:
     """The processes that do what this one does now; alone where it does something by itself."""
-    return ALONE if PLACE.get().is_alone else job()
+    return ALONE if standing().is_alone else job()
 
 
 def job() -> World:

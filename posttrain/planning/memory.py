@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from posttrain.config.adapters import AdapterSettings, QLoRA
+from posttrain.config.adapters import AdaLoRA, AdapterSettings, QLoRA
 from posttrain.config.base import TrainingStage
 from posttrain.config.engines import NativeEngineSettings, VLLMColocatedSettings
 from posttrain.models.tree.projection import BUFFER_ELEMENTS
@@ -41,6 +41,10 @@ NATIVE_ROWS = {"cpu": 64, "cuda": 256}
 """Completions that the native engine samples at a time where the recipe does not say (`NativeEngine`, max_rows)."""
 
 
+WHOLE = (QLoRA, AdaLoRA)
+"""Adapters whose base, or whose factors, every rank has to hold whole."""
+
+
 @dataclass(frozen=True, slots=True)
 class Situation:
     """One stage on one kind of card: what a remedy changes, and plans again."""
@@ -50,6 +54,11 @@ class Situation:
     rows: Rows
     card: Card
     mesh: Mesh
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether training refuses to share the weights between ranks."""
+        return isinstance(self.stage.adapter, WHOLE)
 
     @property
     def precision(self) -> str:
@@ -80,8 +89,8 @@ class Situation:
 
     @property
     def shards(self) -> int:
-        """Ranks that share the weights; quantised ones are not shared."""
-        return 1 if isinstance(self.stage.adapter, QLoRA) else self.mesh.shard
+        """Ranks that share the weights."""
+        return self.mesh.shard
 
     @property
     def ask(self) -> Ask:

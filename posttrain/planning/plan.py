@@ -20,7 +20,7 @@ from posttrain.errors import ConfigError
 from posttrain.planning.cards import DEFAULT, Card, card_named, this_cpu
 from posttrain.planning.flops import Operations, operations_of
 from posttrain.planning.items import MemoryPlan
-from posttrain.planning.memory import RankMemory, Situation, rank_memory
+from posttrain.planning.memory import WHOLE, RankMemory, Situation, rank_memory
 from posttrain.planning.mesh import Mesh, mesh_of
 from posttrain.planning.models import Models
 from posttrain.planning.needs import needs_of
@@ -175,15 +175,39 @@ def plan(
     for stage in loaded.stages:
         if is_planned(stage):
             assert isinstance(stage, TrainingStage)
-            # The command line wins over the recipe, as everywhere.
-            written = stage.compute.mesh
-            text = f"shard={written.shard},replicate={written.replicate}" if written != "auto" else None
-            own = ranks if mesh or text is None else mesh_of(text, gpus=gpus, nodes=nodes, device=card.device)
+            text = mesh or _written(stage)
+            own = mesh_of(text, gpus=gpus, nodes=nodes, device=card.device) if text else ranks
+            if isinstance(stage.adapter, WHOLE) and own.shard > 1:
+                own = _replicas(stage, own, text)
             where = situation_of(stage, card, own, folder=loaded.folder / stage.name, tokens=tokens)
             stages.append(plan_stage(models, where))
         else:
             skipped.append(_said(stage))
     return Plan(loaded.name, loaded.model, models.said, card, ranks, tuple(stages), tuple(skipped))
+
+
+def _written(stage: TrainingStage) -> str | None:
+    """The recipe's own mesh as `--mesh` takes it; the command line wins over it, as everywhere."""
+    own = stage.compute.mesh
+    return None if own == "auto" else f"shard={own.shard},replicate={own.replicate}"
+
+
+def _replicas(stage: TrainingStage, mesh: Mesh, asked: str | None) -> Mesh:
+    """The mesh of a stage that cannot be sharded, where nobody asked for another one.
+
+    Raises:
+        ConfigError: somebody did; training would refuse it.
+    """
+    assert stage.adapter is not None
+    if asked is not None:
+        raise ConfigError(
+            f"a model under {stage.adapter.kind} cannot be shared between ranks",
+            where=f"{stage.name}.compute.mesh",
+            found=str(mesh),
+            expected=f"{{shard: 1, replicate: {mesh.ranks}}}",
+            remedy=f"write `--mesh shard=1,replicate={mesh.ranks}`, or `adapter: {{kind: lora}}`",
+        )
+    return Mesh(1, mesh.ranks, mesh.nodes)
 
 
 def situation_of(
@@ -229,8 +253,9 @@ def plan_stage(models: Models, where: Situation) -> StagePlan:
 
 def _notes(where: Situation) -> list[str]:
     notes = []
-    if where.shards < where.mesh.shard:
-        notes.append("quantised weights are not shared: every rank holds them whole")
+    if where.is_whole and where.mesh.ranks > 1:
+        kind = where.stage.adapter.kind if where.stage.adapter else ""
+        notes.append(f"{kind} is not shared between ranks: write `compute: {{mesh: {where.mesh}}}`")
     engine = where.needs.engine
     if engine is not None and engine.kind == "vllm_served":
         notes.append("the served vLLM has cards of its own, which are not in this plan")

@@ -137,7 +137,7 @@ def _engine(models: Models, where: Situation, now: RankMemory) -> Iterator[_Knob
 
 def _sharded(models: Models, where: Situation, now: RankMemory) -> Iterator[_Knob]:
     mesh = where.mesh
-    if mesh.replicate > 1 and where.card.device != "cpu":
+    if mesh.replicate > 1 and where.card.device != "cpu" and not where.is_whole:
         wider = mesh_of(f"shard={mesh.ranks}", gpus=mesh.ranks, nodes=mesh.nodes)
         cost = "layers are gathered over the network" if mesh.nodes > 1 else "layers are gathered from all cards"
         yield _Knob(f"--mesh shard={mesh.ranks}", cost, replace(where, mesh=wider))
@@ -255,6 +255,8 @@ def _hardware(models: Models, where: Situation) -> Iterator[Remedy]:
 def fitting_cards(models: Models, where: Situation, *, least: int = 1, per_node: int = 8) -> Situation | None:
     """The situation on the smallest power of two of cards on which it fits, sharded within a machine, and across
     machines where that is not enough; None where no number is enough."""
+    if where.is_whole and least > 1:
+        return None
     ranks = least
     while ranks <= MOST_CARDS:
         nodes = max(1, ranks // per_node)

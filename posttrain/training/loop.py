@@ -224,6 +224,7 @@ class Loop:
         run does it again from its beginning."""
         stage, last, examination = self.work.stage, self.step == self.source.steps, self.hooks.examination
         with self.saver.guarded():
+            self.saver.look()
             if examination is not None:
                 due = examination.is_due(self.step)
             else:
@@ -238,7 +239,7 @@ class Loop:
             # Whichever comes first: fifty steps of a large model may be hours.
             due = _due(stage.checkpoint.every_steps, self.step) or self.saver.is_due(stage.checkpoint.every_minutes)
             if due and not last:
-                self.saver.save()
+                self.saver.save(wait=False)
 
     # ------------------------------------------------------------ what is written
 

@@ -41,7 +41,7 @@ def begin_run(run: RunFolder, name: str, stages: Sequence[StageSettings], *, kee
         date=known.date or today(),
         status="running",
         stages=tuple(entries),
-        processes=None if (whole := job()).is_alone else whole.size,
+        processes=None if (here := job()).is_alone else here.size,  # rank 0 is alone while it drives
     )
 
 

@@ -38,7 +38,7 @@ def merge_in_place(model: Any) -> Any:
     """The model with its adapter folded into its weights; a model without one as it is."""
     if not isinstance(model, PeftModel):
         return model
-    _untie_adapted_ends(model)
+    untie_adapted_ends(model)
     with quiet():
         return model.merge_and_unload()
 
@@ -86,7 +86,7 @@ def record_tying(model: Any) -> None:
         _set_tied(model.config, False)
 
 
-def _untie_adapted_ends(model: PeftModel) -> None:
+def untie_adapted_ends(model: PeftModel) -> None:
     """Give the output projection weights of its own where an end of a tied pair is adapted.
 
     Merging adds to the weights in place: into a shared tensor, each end's change would reach the other end too.

@@ -108,16 +108,7 @@ def begin_save(
     """
     settings = settings or ExportSettings()
     folder = Path(folder)
-    refuse_foreign(folder)
-    check_vocabulary(model, tokenizer, folder)
-    if settings.merge and not merges(model):
-        raise ExportError(
-            f"an adapter of kind {adapter_kind(model)} cannot be folded into the weights",
-            where=folder,
-            found="merge: true",
-            remedy="save the adapter alone (`merge: false`)",
-        )
-
+    require_savable(model, tokenizer, folder, settings)
     started = time.monotonic()
     # Beside the final name, so that the rename stays on one file system.
     temporary = temporary_folder(folder)
@@ -127,7 +118,7 @@ def begin_save(
             expected = (write or write_model)(model, tokenizer, temporary, settings, base if adapter_only else None)
         plain = model.get_base_model() if isinstance(model, PeftModel) else model
         code = ran_own_code(plain, tokenizer)
-        info = _manifest_info(model, settings, adapter_only, base)
+        info = manifest_info(model, settings, adapter_only, base)
         return begin_reading_back(PendingSave, folder, temporary, expected, info, started, model_code=code)
     except BaseException:  # an interrupt too: nobody else knows of this folder yet
         shutil.rmtree(temporary, ignore_errors=True)
@@ -244,6 +235,11 @@ class PendingSave:
                 "it has another vocabulary", f"logits of {logits.shape} instead of {expected.logits.shape}"
             )
         difference = float(np.abs(logits - expected.logits).max())
+        if answer.get("differing"):
+            raise self._refusal(
+                "it has other weights than were written",
+                f"{len(answer['differing']):,} of {answer['compared']:,} tensors, {answer['differing'][0]} first",
+            )
         # `not <=`, so that a NaN on either side is refused.
         if not difference <= expected.tolerance:
             raise self._refusal(
@@ -298,9 +294,25 @@ def _describe_difference(ours: list[int], theirs: list[int] | str) -> str:
     )
 
 
-def _manifest_info(
-    model: Any, settings: ExportSettings, adapter_only: bool, base: ModelSource | None
-) -> dict[str, Any]:
+def require_savable(model: Any, tokenizer: Any, folder: Path, settings: ExportSettings) -> None:
+    """
+    Raises:
+        ExportError: something else is there, or the adapter cannot be merged.
+        ModelError: the tokenizer has ids without embeddings.
+    """
+    refuse_foreign(folder)
+    check_vocabulary(model, tokenizer, folder)
+    if settings.merge and not merges(model):
+        raise ExportError(
+            f"an adapter of kind {adapter_kind(model)} cannot be folded into the weights",
+            where=folder,
+            found="merge: true",
+            remedy="save the adapter alone (`merge: false`)",
+        )
+
+
+def manifest_info(model: Any, settings: ExportSettings, adapter_only: bool, base: ModelSource | None) -> dict[str, Any]:
+    """What a folder's manifest says beside its files. Collective for a model that ranks share."""
     saved_base = None
     if base is not None:
         saved_base = {"name": base.name, "origin": base.origin}

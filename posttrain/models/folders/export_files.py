@@ -249,8 +249,19 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def write_adapter(model: PeftModel, folder: Path, base: ModelSource | None, dtype: torch.dtype | None) -> None:
-    """The adapter's own files, with a base that plain `peft` finds: a hub id or an absolute path."""
+def write_adapter(
+    model: PeftModel,
+    folder: Path,
+    base: ModelSource | None,
+    dtype: torch.dtype | None,
+    *,
+    state: Mapping[str, torch.Tensor] | None = None,
+) -> None:
+    """The adapter's own files, with a base that plain `peft` finds: a hub id or an absolute path.
+
+    Args:
+        state: the adapter's tensors by their names in the model; None: the model's own.
+    """
     merge_remedy = "save merged (`merge: true`)"
     if dtype not in (None, model.dtype):
         raise ExportError(
@@ -280,7 +291,7 @@ def write_adapter(model: PeftModel, folder: Path, base: ModelSource | None, dtyp
         )
 
     # False: `peft` would ask the hub for the base's vocabulary, and save embeddings that did not change.
-    model.save_pretrained(folder, save_embedding_layers=False)
+    model.save_pretrained(folder, save_embedding_layers=False, state_dict=state)
     (folder / "README.md").unlink(missing_ok=True)  # a form to fill in, not a description
     path = folder / ADAPTER_CONFIG
     config = json.loads(path.read_text(encoding="utf-8"))

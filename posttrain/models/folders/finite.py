@@ -24,14 +24,13 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def non_finite_tensors(named: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Names of those that hold a NaN or an infinity, in their order; on every rank where some are sharded."""
-    flags: dict[str, bool] = {}
-    mesh = None
-    for name, tensor in named.items() if isinstance(named, Mapping) else named:
-        flags[name] = not is_finite(tensor)
-        mesh = mesh or mesh_of([tensor])
-    found = anywhere(list(flags.values()), mesh)
-    return [name for name, bad in zip(flags, found, strict=True) if bad]
+    """Names of those that hold a NaN or an infinity, in their order.
+
+    Collective for sharded tensors, each rank looking through its part: all get the same names.
+    """
+    pairs = list(named.items() if isinstance(named, Mapping) else named)
+    bad = anywhere([not is_finite(local(tensor)) for _, tensor in pairs], mesh_of(tensor for _, tensor in pairs))
+    return [name for (name, _), is_bad in zip(pairs, bad, strict=True) if is_bad]
 
 
 def non_finite_weights(model: nn.Module) -> list[str]:

@@ -11,6 +11,7 @@ products B_i A_i is not the product of the means of B_i and A_i.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,10 +29,12 @@ from posttrain.models.adapters.facts import adapter_facts
 from posttrain.models.adapters.folding import merged_copy
 from posttrain.models.folders.loading import load, resolve
 from posttrain.models.folders.quiet import quiet
+from posttrain.models.folders.shard_files import ShardWriter
 from posttrain.models.folders.spoken import speech_of
 from posttrain.models.folders.tokenizers import has_tokenizer, load_tokenizer
 from posttrain.models.merging.inputs import OpenModel, open_overlay
-from posttrain.runs.checkpoints import FILES, read, whole_checkpoints
+from posttrain.models.sharding.stored import Stored
+from posttrain.runs.checkpoints import FILES, is_in_parts, read, whole_checkpoints
 from posttrain.runs.folder import StageFolder
 
 FOLDED = ("lora", "ia3", "oft")
@@ -81,7 +84,7 @@ def open_checkpoints(
     try:
         if (adapter := _adapter_of(folder)) is not None:
             place = scratch()
-            _fold_mean(adapter, start.path, chosen, shares, place)
+            _fold_mean(adapter, start.path, chosen, shares, place, scratch)
             said = f"the adapters of {len(chosen)} checkpoints, each folded into {start.path}"
             folded = replace(open_start(place), name=label, source=resolve(start.path), converted=said)
             return _as_trained(folded, folder, start.path)
@@ -89,9 +92,32 @@ def open_checkpoints(
     except PosttrainError as error:
         error.where = error.where or f"{folder.path}, whose checkpoints lie over {start.path}"
         raise
-    parts = [open_overlay(model, path / FILES[0], f"{name}/{path.name}") for path in chosen]
+    parts = [open_overlay(model, _weights_of(path, scratch), f"{name}/{path.name}") for path in chosen]
     own = replace(parts[-1], name=label, averaged=tuple(zip(shares, parts, strict=True)))
     return _as_trained(own, folder, start.path)
+
+
+def _weights_of(checkpoint: Path, scratch: Callable[[], Path]) -> Path:
+    """A file with the checkpoint's weights, whole and by name: its own, or one that the parts of several ranks are put
+    together in, a tensor at a time."""
+    if not is_in_parts(checkpoint):
+        return checkpoint / FILES[0]
+    stored = Stored(checkpoint)
+    kinds = {name: (kind.shape, kind.dtype) for name, kind in sorted(stored.kinds.items()) if "|" not in name}
+    kinds = dict(
+        sorted(kinds.items(), key=lambda item: -item[1][1].itemsize)
+    )  # as a reader that maps the file wants it
+    place = scratch()
+    writer = ShardWriter(place, kinds, shard_bytes=sys.maxsize)
+    try:
+        for name in kinds:
+            writer.write(name, stored.read(name))
+        writer.close()
+    except BaseException:
+        writer.abandon()
+        raise
+    (path,) = place.iterdir()
+    return path
 
 
 def _as_trained(model: OpenModel, folder: StageFolder, start: str) -> OpenModel:
@@ -113,9 +139,18 @@ def _adapter_of(folder: StageFolder) -> AdapterSettings | None:
 
 
 def _fold_mean(
-    adapter: AdapterSettings, start: str, checkpoints: Sequence[Path], shares: Sequence[float], out: Path
+    adapter: AdapterSettings,
+    start: str,
+    checkpoints: Sequence[Path],
+    shares: Sequence[float],
+    out: Path,
+    scratch: Callable[[], Path],
 ) -> None:
-    """Write the mean of the whole models that the checkpoints stand for; memory holds three of them in float32."""
+    """Write the mean of the whole models that the checkpoints stand for; memory holds three of them in float32.
+
+    Args:
+        scratch: makes an empty folder for a checkpoint that lies in parts.
+    """
     source = resolve(start)
     kind = adapter_facts(source.folder).kind if adapter.kind == "continue" else adapter.kind
     if kind not in FOLDED:
@@ -131,7 +166,7 @@ def _fold_mean(
     first: dict[str, Tensor] = {}
     whole: Any = None
     for share, path in zip(shares, checkpoints, strict=True):
-        _put_into(loaded.model, path)
+        _put_into(loaded.model, _weights_of(path, scratch))
         whole = merged_copy(loaded.model)
         weights = whole.state_dict()
         if not first:
@@ -148,13 +183,13 @@ def _fold_mean(
 
 
 def _put_into(model: Any, checkpoint: Path) -> None:
-    """The checkpoint's weights in the place of the adapter's.
+    """The weights of a checkpoint's file in the place of the adapter's.
 
     Raises:
         ConfigError: it holds other parameters than the adapter has.
     """
     # A value model, say, trains beside the policy and is no part of it.
-    weights = {name: tensor for name, tensor in load_file(checkpoint / FILES[0]).items() if "::" not in name}
+    weights = {name: tensor for name, tensor in load_file(checkpoint).items() if "::" not in name}
     trainable = {name: parameter for name, parameter in model.named_parameters() if name in weights}
     if missing := sorted(set(weights) - set(trainable)):
         raise ConfigError(

@@ -27,11 +27,12 @@ from posttrain.models.folders.hub import Say
 from posttrain.models.folders.loading import load
 from posttrain.models.folders.own_code import code_runs, remedy_of
 from posttrain.models.folders.quiet import quiet
+from posttrain.models.folders.shard_files import DTYPES
 from posttrain.models.folders.source import ModelSource, base_of, resolve
 from posttrain.models.folders.spoken import speech_of
 from posttrain.models.folders.tokenizers import load_tokenizer
 from posttrain.models.folders.weight_files import GET_AGAIN
-from posttrain.models.merging.tensors import DTYPES, Entry, entries_of, entries_of_file, read_tensor, rows_of
+from posttrain.models.merging.tensors import Entry, entries_of, entries_of_file, read_tensor, rows_of
 from posttrain.models.reward.folders import load_reward_folder, read_reward_file
 
 HEADS = ("lm_head.weight", "embed_out.weight")

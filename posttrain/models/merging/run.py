@@ -24,6 +24,7 @@ from posttrain.models.folders.export import begin_reading_back
 from posttrain.models.folders.hub import Say
 from posttrain.models.folders.manifest import refuse_foreign, temporary_folder
 from posttrain.models.folders.own_code import code_runs, own_code
+from posttrain.models.folders.shard_files import SHARD_BYTES, size_of
 from posttrain.models.folders.source import ModelSource, base_of, resolve
 from posttrain.models.merging.checkpoints import open_checkpoints
 from posttrain.models.merging.comparison import Comparer
@@ -38,7 +39,6 @@ from posttrain.models.merging.refusals import (
     twice_named,
 )
 from posttrain.models.merging.stream import Written, dtype_of_merge, kinds_of, merge_tensors
-from posttrain.models.merging.tensors import SHARD_BYTES, size_of
 from posttrain.models.merging.tokens import Vocabulary, vocabulary_of
 from posttrain.runs.disk import writing
 from posttrain.runs.progress import Progress

@@ -19,12 +19,12 @@ from posttrain.config.merging import MergeSettings
 from posttrain.errors import ConfigError, ModelError
 from posttrain.models.devices import dtype_of
 from posttrain.models.folders.finite import is_finite
+from posttrain.models.folders.shard_files import DTYPES, SHARD_BYTES, ShardWriter
 from posttrain.models.merging.comparison import Comparer
 from posttrain.models.merging.inputs import OpenModel
 from posttrain.models.merging.methods.parameters import Layers, resolved
 from posttrain.models.merging.methods.parts import generator_of
 from posttrain.models.merging.methods.table import METHODS, Parts
-from posttrain.models.merging.tensors import DTYPES, SHARD_BYTES, ShardWriter
 from posttrain.models.merging.tokens import Vocabulary, merge_rows
 from posttrain.runs.progress import Progress
 

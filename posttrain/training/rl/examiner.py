@@ -15,11 +15,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from posttrain.config.online import SamplingStage
+from posttrain.models.sharding.one_file import read_one_file, write_one_file
 from posttrain.outputs import Mean, Metric
 from posttrain.parallel.world import world
 from posttrain.rewards.rubric import Rubric
@@ -119,17 +118,15 @@ class Examiner:
         step, score = self.best
         path = self._path(step)
         # By content: a file of that name may be of another attempt that went on from the same checkpoint.
-        is_there = world().agreed(lambda: path.exists() and _hash(path) == self._best_hash)
-        if step != self._last and not is_there:
+        is_kept = step == self._last or world().agreed(lambda: path.exists() and _hash(path) == self._best_hash)
+        if not is_kept:
             self._lost(step, score, path)
             return
         self._folder.write_stage(best=BestExamination(step, score))
         if step == self._last:
             return
-        trainable = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
-        with torch.no_grad():
-            for name, value in load_file(path).items():
-                trainable[name].copy_(value)
+        trainable = {name: p.detach() for name, p in self._model.named_parameters() if p.requires_grad}
+        read_one_file(trainable, path, world())
         self._progress.say(f"{self._folder.name}: ends with the weights of step {step}, held-out score {score:.3f}")
 
     def state_dict(self) -> dict[str, Any]:
@@ -182,22 +179,23 @@ class Examiner:
             self._stopped = f"no better held-out score in {self._since} examinations; the best is {self.best[1]:.3f}"
 
     def _keep(self, step: int) -> None:
-        self._best_hash = world().agreed(lambda: self._save(step))
-
-    def _save(self, step: int) -> str:
         """Under a temporary name, then renamed: a kill leaves the file whole or not at all."""
-        path = self._path(step)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writing = path.with_suffix(".writing")
-        weights = {n: p.detach().cpu().contiguous() for n, p in self._model.named_parameters() if p.requires_grad}
-        save_file(weights, writing)
-        content = _hash(writing)
-        os.replace(writing, path)
+        here, path = world(), self._path(step)
+        draft = path.with_name(f".writing-{path.name}")
+        with here.together("keeping the best weights"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        trainable = {name: p.detach() for name, p in self._model.named_parameters() if p.requires_grad}
+        write_one_file(trainable, draft, here)
+        self._best_hash = here.agreed(lambda: self._rename(draft, path))
+
+    def _rename(self, draft: Path, path: Path) -> str:
+        digest = _hash(draft)
+        os.replace(draft, path)
         # A run that resumes from an older checkpoint must find the best weights that this checkpoint names.
         wanted = {path, *(self._path(number) for number in self._of_checkpoints())}
         for old in set(path.parent.glob("step-*.safetensors")) - wanted:
             old.unlink()
-        return content
+        return digest
 
     def _of_checkpoints(self) -> list[int]:
         """Steps whose weights a checkpoint refers to as its best."""

@@ -62,13 +62,23 @@ class _AskedByMain:
 
     def __init__(self, engine: Engine | None):
         self._engine = engine
-        self.policy_version = 0
+        self._version = 0
         self._context: int | None = world().agreed(lambda: self._here.context_tokens)
 
     @property
     def _here(self) -> Engine:
         assert self._engine is not None, "rank 0 asks"
         return self._engine
+
+    @property
+    def policy_version(self) -> int:
+        return self._version if self._engine is None else self._engine.policy_version
+
+    @policy_version.setter
+    def policy_version(self, version: int) -> None:
+        self._version = version
+        if self._engine is not None:
+            self._engine.policy_version = version
 
     @property
     def context_tokens(self) -> int | None:

@@ -246,16 +246,6 @@ class NotSaved:
 
 
 @dataclass(frozen=True, slots=True)
-class SavedByMain:
-    """What a save is on ranks other than 0."""
-
-    def wait(self) -> None:
-        return None
-
-    def discard(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
 class Finished:
     """The model on its way to its folder, and what has to be said of the stage as a whole."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ from posttrain.config.adapters import AdaLoRA
 from posttrain.config.base import TrainingStage
 from posttrain.data.speech import Speech
 from posttrain.errors import ConfigError
-from posttrain.models.folders.export import ExportSettings, begin_save
+from posttrain.models.folders.export import ExportSettings
+from posttrain.models.folders.export_shared import begin_shared_save as begin_save
 from posttrain.models.folders.loading import LoadedModel, load
 from posttrain.models.folders.source import resolve
 from posttrain.models.sharding.copies import twin
@@ -22,7 +22,7 @@ from posttrain.parallel.world import world
 from posttrain.runs.progress import Progress
 from posttrain.training.checks.before_loading import require_room
 from posttrain.training.order import stream_seed
-from posttrain.training.stages.kind import NotSaved, Pending, Prepared, SavedByMain, StageContext
+from posttrain.training.stages.kind import NotSaved, Pending, Prepared, StageContext
 
 
 def load_policy(
@@ -117,12 +117,11 @@ def export_policy(ctx: StageContext[Any], prepared: Prepared[Any], steps: int) -
     if not ctx.stage.keeps_output:
         return NotSaved(ctx.folder.name)
     with ctx.progress.phase(f"{ctx.folder.name}: saving and reading back", unit="files"):
-        model = prepared.work.policy.model
-        return saved_by_main(lambda: begin_save(model, loaded.tokenizer, ctx.folder.model, settings, base=loaded.base))
-
-
-def saved_by_main(begin: Callable[[], Pending]) -> Pending:
-    """A save that rank 0 begins, for all ranks; on the others it is one of nothing, for which nobody waits."""
-    here = world()
-    with here.together("saving the model"):
-        return begin() if here.is_main else SavedByMain()
+        return begin_save(
+            prepared.work.policy.model,
+            loaded.tokenizer,
+            ctx.folder.model,
+            settings,
+            base=loaded.base,
+            sharding=loaded.sharding,
+        )

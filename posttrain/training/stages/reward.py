@@ -21,7 +21,8 @@ from posttrain.evaluate.reward import PairScores
 from posttrain.evaluate.steps import StepScores
 from posttrain.losses.reward import branches_per_tree, fit_normalisation
 from posttrain.losses.reward_rule import RewardRule
-from posttrain.models.folders.export import ExportSettings
+from posttrain.models.folders.export import ExportSettings, PendingSave
+from posttrain.models.folders.export_shared import SharedSave
 from posttrain.models.folders.fingerprint import backbone_fingerprint
 from posttrain.models.folders.loading import LoadedModel, load, needs_whole_weights, resolve, with_tokens
 from posttrain.models.reward.export import begin_save_reward
@@ -40,14 +41,13 @@ from posttrain.training.stages.kind import (
     Finished,
     Learning,
     NotSaved,
-    Pending,
     Prepared,
     Proven,
     StageContext,
     Subject,
     TrainingKind,
 )
-from posttrain.training.stages.policy import autocast_of, export_settings, saved_by_main, spread_of
+from posttrain.training.stages.policy import autocast_of, export_settings, spread_of
 from posttrain.training.stages.reading import RowInputs, read_rows
 from posttrain.training.stages.rows import keeps_dropout, row_objective, row_source, with_steps
 from posttrain.training.stages.starts import Start
@@ -236,7 +236,7 @@ def _loss_of_equal_rewards(parameters: Mapping[str, float], batch: Any) -> float
 
 def begin_export(
     stage: Reward, work: Work, loaded: LoadedModel, encoder: RewardEncoder, folder: Path, settings: ExportSettings
-) -> Pending:
+) -> SharedSave | PendingSave:
     """Normalise on the held-out rows if the stage says so, and save.
 
     Raises:
@@ -256,15 +256,13 @@ def begin_export(
         for reward in rating.rewards
     ]
     info = {**settings.info, "backbone": backbone_fingerprint(loaded.model)}
-    return saved_by_main(
-        lambda: begin_save_reward(
-            loaded,
-            folder,
-            replace(settings, info=info),
-            rule=normalised_rule(stage, rewards),
-            encoding=encoder.given,
-            statistics=statistics_of(rewards),
-        )
+    return begin_save_reward(
+        loaded,
+        folder,
+        replace(settings, info=info),
+        rule=normalised_rule(stage, rewards),
+        encoding=encoder.given,
+        statistics=statistics_of(rewards),
     )
 
 

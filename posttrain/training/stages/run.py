@@ -68,7 +68,7 @@ def _begin_records(ctx: StageContext[Any]) -> StageRecord:
     folder = ctx.folder
     record = folder.stage() if folder.exists else StageRecord()
     # Nothing to go on from: lines of the attempt before would stand in this one's curves.
-    if checkpoint.latest(folder.checkpoints) is None:
+    if checkpoint.newest(folder.checkpoints) is None:
         folder.forget_logs()
         record = StageRecord()
     folder.write_config(stage_yaml(ctx.stage, seed=ctx.seed, split_seed=ctx.split_seed))
@@ -106,7 +106,7 @@ def _train_stage(ctx: StageContext[Any], asked: OfMain[Callable[[Any, Any], None
         if not in_parts:
             driven(lambda: None if evaluate is None else evaluate(model, tokenizer), own=(model, tokenizer))
         with ctx.doing("reading the saved model back"):
-            saved = here.agreed(lambda: str(pending.wait()))
+            saved = str(pending.wait())  # of each rank: what rank 0 found, all get
     except BaseException:
         # A folder that was not proven gets no name: the next stage would start from it.
         pending.discard()

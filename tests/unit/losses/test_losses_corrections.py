@@ -154,6 +154,17 @@ def test_a_sampled_token_without_a_logprob_is_no_masked_one(choices: dict[str, s
     assert len(values(out.metrics)) > 10
 
 
+@pytest.mark.parametrize("correction", ["truncated", "sequence_truncated"])
+def test_a_log_ratio_is_cut_at_20_after_it_was_summed(correction: str) -> None:
+    """30 nats at one token and -25 at the other: e^20 and e^-20 each, and e^5 together."""
+    responses = [{"advantages": [1.0, 1.0], "old_logprobs": [-1.0, -1.0], "sampler_logprobs": [-31.0, 24.0]}]
+    leaf = torch.tensor([-1.0, -1.0], dtype=torch.float64)
+    row = variant(ONLINE["dapo"], correction=correction)
+    loss = loss_of(row, leaf, collate([group(responses)]), {"importance_cap": 1e12}).loss.item()
+    own = (math.exp(20) + math.exp(-20)) / 2 if correction == "truncated" else math.exp(5)
+    assert loss == pytest.approx(-own)
+
+
 # ---------------------------------------------------------------- three policies, or two
 
 

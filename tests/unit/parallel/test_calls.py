@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextvars
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -192,21 +194,37 @@ def test_an_interrupt_ends_all() -> None:
     assert ranks(2).run(interrupted) == ["stopped by hand"] * 2
 
 
-def alone_fails() -> None:
-    if world().rank == 1:
-        raise ConfigError("rank 1 alone", remedy="none")
-
-
-def one_leaves() -> str:
-    calls.GRACE = 0.5
+def left_by_one_and_by_all() -> tuple[bool, bool]:
+    calls.GRACE = 0.2
     try:
-        driven(lambda: everywhere(alone_fails))
-    except ConfigError as error:
-        return error.problem
-    return "done"
+        error = ConfigError("rank 1 alone", remedy="none")
+        of_one = world().rank == 1 and calls._raised_by_all(error, "first", world())
+        calls.GRACE = 30.0
+        return of_one, calls._raised_by_all(error, "second", world())
+    finally:
+        calls.GRACE = 30.0
 
 
-def test_a_rank_that_fails_alone_leaves_with_its_error() -> None:
-    """The watch of the job then ends the others: here rank 0 has left nothing open and says goodbye to nobody."""
-    outcomes = ranks(2).outcomes(one_leaves)
-    assert outcomes[1] == "rank 1 alone"
+def test_a_rank_that_fails_alone_is_told_from_all_that_fail() -> None:
+    """Who is alone leaves with its error, and the watch of the job ends the others."""
+    assert ranks(2).run(left_by_one_and_by_all) == [(False, True)] * 2
+
+
+def in_threads() -> list[Any]:
+    with ThreadPoolExecutor(1) as pool:
+        return [
+            world().size,
+            pool.submit(lambda: (world().size, everywhere(note), job().size)).result(),
+            pool.submit(contextvars.copy_context().run, lambda: world().size).result(),
+        ]
+
+
+def drive_threads() -> Any:
+    return driven(lambda: [in_threads(), everywhere(in_threads)])
+
+
+def test_a_thread_that_helps_is_alone() -> None:
+    """Nothing that it does is done by a thread of another rank at that moment: a collective would meet another's."""
+    helped = [(1, 0, 2), 1]
+    assert ranks(2).run(drive_threads) == [[[1, *helped], [2, *helped]]] * 2
+    assert ranks(2).run(in_threads) == [[2, *helped]] * 2

@@ -95,8 +95,6 @@ def test_shards_share_and_gather(models: Models) -> None:
     assert whole["gathered layers"] == found["gathered layers"]
     copies = items(models, sft(), Mesh(1, 4, 1))
     assert copies["weights"] == 4 * TOTAL and copies["bucket of gradients"] == 4 * TOTAL
-    quantised = items(models, sft(adapter={"kind": "qlora", "rank": 2}), Mesh(4, 1, 1))
-    assert "gathered layers" not in quantised
 
 
 def test_what_is_offloaded_is_not_on_the_card(models: Models) -> None:
@@ -389,6 +387,16 @@ def test_the_recipe_s_own_mesh(recipe: Path) -> None:
     assert pt.plan(str(recipe), overrides=own, mesh="shard=4").stages[0].mesh == Mesh(4, 1, 1)
     with pytest.raises(ConfigError, match="2 x 2 = 4, and 8 cards"):
         pt.plan(str(recipe), overrides=own, gpus=8)
+
+
+def test_a_quantised_base_is_not_shared(recipe: Path) -> None:
+    """Training refuses that, so no plan says that it fits."""
+    low = ["sft.adapter={kind: qlora, rank: 8}"]
+    stage = pt.plan(str(recipe), overrides=low, gpus=4).stages[0]
+    assert stage.mesh == Mesh(1, 4, 1) and any("shard: 1, replicate: 4" in note for note in stage.notes)
+    with pytest.raises(ConfigError, match="shard=1,replicate=4"):
+        pt.plan(str(recipe), overrides=low, mesh="shard=4")
+    assert pt.plan(str(recipe), overrides=low, mesh="shard=1,replicate=4").stages[0].mesh == Mesh(1, 4, 1)
 
 
 def test_from_python(recipe: Path) -> None:

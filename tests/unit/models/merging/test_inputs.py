@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from typer.testing import CliRunner
 
 from posttrain.cli.app import app
@@ -20,13 +22,16 @@ from posttrain.models.adapters.folding import merged_copy
 from posttrain.models.folders.loading import load
 from posttrain.models.merging.run import merge_models, planned
 from posttrain.models.merging.tensors import entries_of, read_tensor
-from posttrain.runs.checkpoints import FILES, MANIFEST, file_identity
+from posttrain.parallel.world import world
+from posttrain.runs.checkpoints import FILES, MANIFEST, file_identity, read, whole_checkpoints
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.records.stage import StartModel
 from posttrain.training import checkpoint
 from posttrain.training.optimizer import Optimizer
+from posttrain.training.sharded_checkpoint import begin
 from tests.adapters import disturb, save_alone
 from tests.fixtures import bpe_tokenizer, byte_tokenizer, tiny_model
+from tests.ranks import ranks
 from tests.read_back import read_in_process
 from tests.unit.models.folders.test_catalogue import MERGES, write_gguf
 
@@ -154,6 +159,31 @@ def test_checkpoints_of_a_stage(adapter: AdapterSettings | None, base: Path, tmp
     shares = {"last": 3, "average": "ema", "decay": 0.5}
     found = merged(tmp_path / "ema", "linear", [{**source, "checkpoints": shares}])
     close(found, {name: 0.25 * states[0][name] + 0.25 * states[1][name] + 0.5 * states[2][name] for name in found})
+
+
+def in_parts(folder: Path) -> None:
+    """Every checkpoint of a stage again, as ranks that share the model would have written it."""
+    mesh = init_device_mesh("cpu", (world().size,))
+    for path in whole_checkpoints(folder / "checkpoints"):
+        whole = {name: tensor for file in FILES[:2] for name, tensor in load_file(path / file).items()}
+        tensors = {
+            name: distribute_tensor(tensor, mesh, [Shard(0)]) if tensor.ndim else tensor
+            for name, tensor in whole.items()
+        }
+        found = read(path)
+        begin(folder / "checkpoints", found.step, tensors, found.state, keep=9).result()
+
+
+@pytest.mark.parametrize("adapter", [None, LoRA(rank=2)], ids=str)
+def test_checkpoints_of_ranks_that_shared_the_model(
+    adapter: AdapterSettings | None, base: Path, tmp_path: Path
+) -> None:
+    states = stage_of(tmp_path / "stage", base, adapter)
+    ranks(2).run(in_parts, tmp_path / "stage")
+    paths = whole_checkpoints(tmp_path / "stage" / "checkpoints")
+    assert len(paths) == 3 and all(not (path / FILES[0]).exists() for path in paths)
+    found = merged(tmp_path / "out", "linear", [{"model": str(tmp_path / "stage"), "checkpoints": 2}])
+    close(found, {name: (states[1][name] + states[2][name]) / 2 for name in found})
 
 
 def test_the_mean_of_products_is_not_the_product_of_means(base: Path, tmp_path: Path) -> None:

@@ -24,9 +24,10 @@ from posttrain.models.adapters.folding import merged_copy
 from posttrain.models.adapters.kinds import add_adapter
 from posttrain.models.folders.loading import load
 from posttrain.models.folders.manifest import MANIFEST, verify_manifest
+from posttrain.models.folders.shard_files import ShardWriter
 from posttrain.models.merging import inputs, run, stream
 from posttrain.models.merging.run import merge_models, require_room
-from posttrain.models.merging.tensors import ShardWriter, entries_of, read_tensor
+from posttrain.models.merging.tensors import entries_of, read_tensor
 from tests.adapters import disturb, save_alone
 from tests.fixtures import byte_tokenizer, tiny_model
 from tests.read_back import read_in_process
