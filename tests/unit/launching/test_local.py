@@ -109,6 +109,8 @@ def test_an_exception_of_one_rank_is_one_error_with_rank_phase_and_stack(tmp_pat
     assert "in go_wrong" in ended.said and f"{tmp_path}/logs/rank-1.log" in ended.said
     assert "Thread" in ended.log(0) and "together" in ended.log(0)  # where rank 0 waited
     assert ended.said.count("Traceback") == 1
+    assert ended.said.endswith("logs/rank-1.log\n")  # and nothing after it: what the rank itself prints is in its log
+    assert "no number in the answer rank 1 of 2" in ended.log(1)
 
 
 def test_a_refusal_keeps_its_words_and_its_code_and_is_not_tried_again(tmp_path: Path) -> None:
@@ -116,6 +118,7 @@ def test_a_refusal_keeps_its_words_and_its_code_and_is_not_tried_again(tmp_path:
     assert ended.code == 2
     assert "failed (`update`, at 5 of 40 steps of toy: training): the thing is wrong\n  remedy:   mend it" in ended.said
     assert "Traceback" not in ended.said and "again" not in ended.said
+    assert ended.said.count("the thing is wrong") == 1 and "start 2" not in ended.log(1)
 
 
 def test_an_error_of_all_is_said_once(tmp_path: Path) -> None:

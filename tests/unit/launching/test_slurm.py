@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -79,6 +80,7 @@ def test_odd_names_are_quoted(tmp_path: Path) -> None:
     folder = tmp_path / "my work's"
     script = sbatch_script(SlurmJob(("run", "--", "a b.yaml", "sft.data='$(rm)'"), "a b", 1, 1, folder, "x.log"))
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+    assert f"cd {shlex.quote(str(folder))}\n" in script and shlex.quote(str(folder)) != str(folder)
     assert "'a b.yaml'" in script and "#SBATCH --job-name='posttrain-a b'" in script
 
 

@@ -53,6 +53,11 @@ def test_the_users_modules_and_not_the_project_around_them(recipe: Path) -> None
         Path(key.removeprefix("file ")).name for key in input_facts(load_recipe(recipe, [f"out={recipe.parent}/runs"]))
     }
     assert "metrics.jsonl" not in names and "notes.txt" not in names
+    # What a run has made may lie on one machine alone, and is rank 0's to judge.
+    made = recipe.parent / "runs" / "mine" / "made.jsonl"
+    made.write_text('{"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}\n')
+    own = input_facts(load_recipe(recipe, [f"out={recipe.parent}/runs", f"prefer.data={made}"]))
+    assert not any("made.jsonl" in key for key in own)
 
 
 def test_a_restart_is_in_the_run_folder_and_in_the_report(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from posttrain.cli.chat import _answer
 from posttrain.config import load_recipe
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
-from posttrain.training.interrupts import Stopped, _Ending, deferred_interrupt, ending_signals
+from posttrain.training.interrupts import Stopped, _Ending, deferred_interrupt, ending_signals, heed
 from posttrain.training.loop import Interrupted, Loop
 from posttrain.training.pipeline import run_recipe
 from tests.online import save_start
@@ -375,3 +375,14 @@ def test_minutes_bring_a_checkpoint_and_change_no_number(tmp_path: Path, monkeyp
     run_loop(resumed, tmp_path / "a")
     run_loop(whole, tmp_path / "b")
     assert all(torch.equal(weight, weights_of(resumed)[name]) for name, weight in weights_of(whole).items())
+
+
+def test_a_signal_of_another_rank_counts_here() -> None:
+    """What the launcher passes on while this rank writes its checkpoint and its report tears neither."""
+    with ending_signals():
+        heed(signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
+    with ending_signals(), pytest.raises(Stopped):  # of the next run nothing is left
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1.0)
