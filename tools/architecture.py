@@ -83,7 +83,7 @@ TOP = 218
 """Where the layers begin, under the band of the flow."""
 FILE_LETTER = 4.6
 """Width of a letter of a file's name, about."""
-LANE = 13
+LANE = 16
 """How far arrows stay from each other, and from the corners of boxes."""
 
 LAYER_NAMES = (

@@ -204,7 +204,7 @@ class Agent(LocalElasticAgent):
 
     def _decide(self, store: dist.Store, worker_group: WorkerGroup, ended: Mapping[int, int], stop: int | None) -> None:
         failure = failure_of(store)
-        found = outcome(ended.values(), failure, self._asked)
+        found = outcome([ended[rank] for rank in sorted(ended)], failure, self._asked)
         self.code = found.code
         if failure is not None and stop is None and int(store.add(SAID, 0)) == 0:
             self.say(failure.shown())
