@@ -183,10 +183,12 @@ class NegativeKL:
         # E log(now / reference) under the policy that sampled is below 0 once updates have moved the policy; adding
         # log(old / now) turns it into log(old / reference), a KL again.
         values = [one + other for one, other in zip(reference, moved, strict=True)]
-        drifted = history.recent("sampler_kl_k1", RECENT)
-        if any(history.recent("staleness", RECENT)) and len(drifted) == len(values):
+        if any(history.recent("staleness", RECENT)):
             # So it is where sampling ran ahead: log(engine / old), with older weights on the engine's side.
-            values = [one + other for one, other in zip(values, drifted, strict=True)]
+            drifted = history.recent("sampler_kl_k1", RECENT)[-len(values) :]
+            if len(drifted) < self.window:
+                return None
+            values = [one + other for one, other in zip(values[-len(drifted) :], drifted, strict=True)]
         now, error = mean(values[-self.window :]), noise(values, self.window)
         if -now <= max(self.least, self.sigmas * error):
             return None

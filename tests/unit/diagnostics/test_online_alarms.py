@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import Counter
@@ -199,8 +200,9 @@ def test_completions_that_are_a_little_old_are_no_alarm() -> None:
         reference = values["kl_k1_reference"] - 0.03
         return {"staleness": 1.9, "masked_share": 0.2, "kl_k1_reference": reference, **drifted, **fresh}
 
-    for seed in range(3):
-        assert watch(planted(ahead, seed)) == []
+    # Also where the policy stays at its start: without the drift, its KL to it would be below 0.
+    for seed, run in itertools.product(range(3), (BASE, replace(BASE, kl=0.0))):
+        assert watch(planted(ahead, seed, run)) == []
 
 
 def test_a_selection_of_groups_is_not_judged_by_its_kl() -> None:
