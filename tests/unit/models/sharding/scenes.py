@@ -316,6 +316,10 @@ def proven(scene: Scene, fault: str | None) -> tuple[str, list[str], bool]:
     # Each rank has other rows, of other lengths: they agree on those of the longest.
     lengths = random_trees(size, vocab=VOCAB, branches=2, branch_tokens=(10 * (rank + 1), 10 * (rank + 1)), seed=rank)
     policy(collate(lengths))
+    # Now one rank's rows are covered by that proof, and the other's are not: both have to prove again.
+    long = random_trees(1, vocab=VOCAB, branches=2, branch_tokens=(110, 110) if rank else (4, 4), seed=9)
+    policy(collate(long))
+    assert fault is not None or policy.paths.reach["tree"].tokens >= 110
     policy.settle()
     same = all(torch.equal(kept[name], whole(p.grad)) for name, p in policy.model.named_parameters())
     return policy.path, policy.paths.reasons(policy), same
