@@ -39,6 +39,7 @@ from posttrain.runs.disk import writing
 from posttrain.runs.owner import scratch
 
 LOOK_SECONDS = 0.1
+LAST_SECONDS = 3.0
 PASSED_ON = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
 
@@ -188,11 +189,14 @@ class Agent(LocalElasticAgent):
         self._decide(store, worker_group, ended, stop)
 
     def _wait(self, seconds: float, store: dist.Store) -> dict[int, int]:
-        """Until all have ended, but the one that failed where that is one which cannot, or that long."""
+        """Until all have ended, or that long; less for the one that failed, which may be one that cannot end."""
         deadline = time.monotonic() + seconds
+        is_last = False
         while (left := self._processes.keys() - (found := self._ended())) and time.monotonic() < deadline:
-            if store.check([SAID]) and left == {self._failed_here(store)}:
-                break
+            if not is_last and store.check([SAID]) and left == {self._failed_here(store)}:
+                is_last = True
+                # Its own last words, into its log.
+                deadline = min(deadline, time.monotonic() + LAST_SECONDS)
             time.sleep(LOOK_SECONDS / 2)
         return found
 

@@ -93,12 +93,16 @@ def stack_of(error: BaseException) -> str:
     return "\n".join(lines[-STACK_LINES:])
 
 
-def report_to_torchrun(failed: Failure) -> None:
-    """In the file from which torchrun takes the first cause that it reports, in its own form; nothing elsewhere."""
+def report_to_torchrun(failed: Failure, *, is_own: bool) -> None:
+    """In the file from which torchrun takes what it reports, in its own form; nothing elsewhere.
+
+    Args:
+        is_own: whether this process is the one that failed: torchrun names the earliest, by the second.
+    """
     path = os.environ.get("TORCHELASTIC_ERROR_FILE", "")
     if not path:
         return
-    more = {"py_callstack": failed.stack, "timestamp": str(int(time.time()))}
+    more = {"py_callstack": failed.stack, "timestamp": str(int(time.time()) + (0 if is_own else 60))}
     with suppress(OSError):  # torchrun's own place for temporary files; the failure is told without it too
         Path(path).write_text(json.dumps({"message": {"message": failed.sentence, "extraInfo": more}}))
 

@@ -187,7 +187,7 @@ class Watch:
             return  # it is ours, and the main thread is on its way out with it
         self.log.dump_stacks(f"{failed.sentence}\n==== this rank: {beat.phase}")
         self._tell(failed)
-        failures.report_to_torchrun(failed)
+        failures.report_to_torchrun(failed, is_own=False)
         self._end(FOLLOWED)
 
     def _tell(self, failed: Failure) -> None:
@@ -293,7 +293,7 @@ class Watch:
         if self._publish(failed) != failed:
             self._is_leaving = False
             self._await_failure(self.lost_after)
-        failures.report_to_torchrun(failed)
+        failures.report_to_torchrun(failed, is_own=True)
         if self.job.size > 1:
             error.add_note(f"rank {self.job.rank} of {self.job.size} on {beat.host} ({phase})")
         if self.job.is_main:
