@@ -100,7 +100,7 @@ def build(config: PreTrainedConfig, adapter: AdapterSettings | None, role: Role,
 def _plain(config: PreTrainedConfig, role: Role, dtype: torch.dtype) -> Any:
     try:
         if role == "policy":
-            return AutoModelForCausalLM.from_config(config, dtype=dtype)
+            return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
         kind = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
     except (ValueError, TypeError, KeyError) as error:
         raise ModelError(

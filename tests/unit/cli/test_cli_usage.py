@@ -32,7 +32,7 @@ RECIPE = "schema: 1\nmodel: embedded\nstages:\n- {method: sft, data: a.jsonl}\n-
         (["check", "mine.yaml", "--beta", "0.3"], "write `dpo.beta=0.3`"),
         (["run", "mine.yaml", "--seed", "3"], "write `seed=3`"),
         (["run", "mine.yaml", "--save-steps", "3"], "write `sft.checkpoint.every_steps`"),
-        (["run", "mine.yaml", "--deepspeed", "zero.json"], "posttrain has no `deepspeed`"),
+        (["run", "mine.yaml", "--deepspeed", "zero.json"], "write `sft.compute.mesh`"),
         (["run"], "write `posttrain run quickstart`, or `posttrain run mine.yaml`"),
         (["run", "a.jsonl"], "`posttrain new chat --data a.jsonl` writes a recipe for it"),
         (["compare", "embedded", "embedded"], "`posttrain compare --help` shows what it takes"),

@@ -74,8 +74,8 @@ def test_a_planted_fault_is_found_alone_and_once(
 
 
 WITH_HELD_OUT = {"overfitting", "reward_overconfidence"}
-ONLINE = set(ONLINE_CHECKS)
-"""Their planted faults are in tests/unit/diagnostics/test_online_alarms.py."""
+ONLINE = {*ONLINE_CHECKS, "async_starved"}
+"""Their planted faults are in tests/unit/diagnostics/test_online_alarms.py and test_async_alarms.py."""
 
 
 def test_every_check_has_a_planted_fault() -> None:
