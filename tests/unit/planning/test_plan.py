@@ -301,31 +301,28 @@ def test_a_stage_that_fits_needs_none(models: Models) -> None:
     assert remedies(models, situation(sft())) == ()
 
 
-def test_every_remedy_holds_what_it_says(models: Models) -> None:
-    """One byte too little: half of the micro-batch is enough, and so is each of the others by itself."""
+def test_every_remedy_holds_what_it_says() -> None:
+    models = Models("smollm2-135m")
     stage = DPO(name="mine", reference={"kind": "live"}, compute={"precision": "fp32", "tokens_per_microbatch": 6144})
-    where = situation(stage, tokens=1024)
-    short = replace(where, card=replace(CARD, memory=rank_memory(models, where).fullest.total_bytes - 1))
-    found = remedies(models, short)
-    assert found and all(remedy.fits and remedy.total_bytes <= short.card.memory for remedy in found[:-1])
-    assert found[0].change == "mine.compute.tokens_per_microbatch=3072"
-    smaller = changed(stage, "compute.tokens_per_microbatch", 3072)
+    where = situation_of(stage, replace(CARD, memory=6e9), Mesh(), tokens=1024)
+    assert not rank_memory(models, where).fits
+    found = remedies(models, where)
+    assert found and all(remedy.fits and remedy.total_bytes <= 6e9 for remedy in found[:-1])
+    first = found[0]
+    key, _, value = first.change.partition("=")
+    assert key == "mine.compute.tokens_per_microbatch"
+    smaller = changed(stage, "compute.tokens_per_microbatch", int(value))
     assert smaller is not None
-    again = rank_memory(models, situation(smaller, tokens=1024))
-    assert again.fullest.total_bytes == found[0].total_bytes
-    changes = [remedy.change.removeprefix("mine.").split("=")[0] for remedy in found]
-    assert {"compute.activation_checkpointing", "reference.kind", "compute.offload", "adapter"} <= set(changes)
-    assert any("--gpu " in remedy.change for remedy in found) or len(found) > 4
+    again = rank_memory(models, situation_of(smaller, where.card, Mesh(), tokens=1024))
+    assert again.fits and again.fullest.total_bytes == first.total_bytes
+    assert any("activation_checkpointing=true" in remedy.change for remedy in found)
 
 
-def test_several_knobs_where_none_is_enough_alone(models: Models) -> None:
-    """Room for an adapter on recomputed layers with its moments elsewhere, and not for less."""
-    least = sft(adapter={"rank": 16}, compute={"activation_checkpointing": True, "offload": "optimizer"})
-    assert remedies(models, situation(least)) == ()
-    room = rank_memory(models, situation(least)).fullest.total_bytes
-    found = remedies(models, situation(sft(), card=replace(CARD, memory=room)))
-    assert found[0].fits and found[0].total_bytes <= room and len(found[0].change.split()) > 1, found[0]
-    assert "activation_checkpointing=true" in found[0].change
+def test_several_knobs_where_none_is_enough_alone() -> None:
+    models = Models("smollm2-135m")
+    where = situation_of(SFT(compute={"precision": "fp32"}), replace(CARD, memory=1.6e9), Mesh(), tokens=2048)
+    found = remedies(models, where)
+    assert " " in found[0].change and found[0].fits and "kind: lora" in found[0].change
 
 
 def test_a_setting_that_the_recipe_refuses_is_no_remedy() -> None:
@@ -348,7 +345,7 @@ def test_the_smallest_number_of_cards() -> None:
 RECIPE = """
 schema: 1
 name: planned
-model: embedded
+model: smollm2-135m
 out: {out}
 stages:
   - {{method: sft, data: rows.jsonl, rows_per_step: 4}}
@@ -372,16 +369,14 @@ def test_the_verb_shows_memory_and_time(recipe: Path) -> None:
     assert "correction (correction): trains nothing" in done.output
 
 
-HUGE = ("sft.compute.tokens_per_microbatch=4000000", "sft.rows_per_step=4000")
-
-
 def test_the_verb_s_json_and_its_exit_code(recipe: Path) -> None:
-    done = CliRunner().invoke(app, ["plan", str(recipe), "--gpu", "t4", *HUGE, "--json"])
+    done = CliRunner().invoke(
+        app, ["plan", str(recipe), "--gpu", "t4", "model=qwen3-0.6b", "sft.max_length=16384", "--json"]
+    )
     found = json.loads(done.stdout)
     assert done.exit_code == 1 and not found["fits"] and found["card"]["name"] == "t4"
     (stage,) = found["stages"]
-    assert stage["remedies"][0]["change"].startswith("sft.compute.tokens_per_microbatch=")
-    assert stage["remedies"][0]["fits"] and stage["longest"] == 2048 and stage["precision"] == "fp32"
+    assert stage["remedies"] and stage["longest"] == 16_384 and stage["precision"] == "fp32"
     sizes = [item["bytes"] for item in stage["memory"]["training"]["items"]]
     assert sum(sizes) == stage["memory"]["training"]["total_bytes"]
 
