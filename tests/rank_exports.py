@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from posttrain.config.settings import Compute, Mesh
+from posttrain.config.compute import Compute, Mesh
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.reward_encode import RewardEncoder
 from posttrain.losses.reward_rule import RewardRule

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from posttrain.config.settings import Compute, Mesh
+from posttrain.config.compute import Compute, Mesh
 from posttrain.models.reference import LiveReference
 from posttrain.models.sharding.mesh import sharding_of
 from posttrain.models.sharding.whole import whole_tensors
