@@ -19,6 +19,8 @@ from tests.invariance.test_ranks import FEW, SPLIT, alone, same
 from tests.rank_steps import NAMES, RankedStep, StepFigures, steps
 from tests.ranks import ranks
 
+pytestmark = pytest.mark.ranks
+
 
 def in_parts(model: TreeModel, reference: Any) -> tuple[TreeModel, Any]:
     """The same models, spread: two ranks share one, and four make two of them."""

@@ -29,6 +29,8 @@ from posttrain.training import checkpoint, checkpoint_folder, sharded_checkpoint
 from tests.rank_training import Trained, Training, loop_of, same, state_of, train
 from tests.ranks import ranks
 
+pytestmark = pytest.mark.ranks
+
 
 @cache
 def alone() -> Trained:
