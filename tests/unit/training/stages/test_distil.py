@@ -93,7 +93,7 @@ def test_what_is_done_is_not_asked_again_and_other_filters_ask_nobody(
     assert len(server.seen) == 6 and (tmp_path / "runs" / "mine" / "answers.1" / "asked.jsonl").exists()
     assert len(read_jsonl(tmp_path / "runs" / "mine" / "answers" / "data.jsonl")) == 6
     run_recipe(recipe(tmp_path, model, big(server), prompts=8), progress=False)
-    assert server.questions[6:] == ["6 + 1?", "7 + 1?"]
+    assert sorted(server.questions[6:]) == ["6 + 1?", "7 + 1?"]  # two at a time: in either order
     assert len(earlier_journals(StageFolder(tmp_path / "runs" / "mine" / "answers"))) == 2
 
 
