@@ -71,7 +71,7 @@ def test_t96(tmp_path: Path) -> None:
     (values,) = [record.values for record in loop.folder.metrics("train")]
     assert values["ratio_mean"] == 1.0 and values["ratio_max"] == 1.0
     assert abs(values["sampler_ratio_mean"] - 1) < noise["mean"] and values["sampler_kl"] < 1e-2
-    assert values["grad_norm"] > 0 and source_of(loop).setup.sampler.engine.engine.autocast is torch.bfloat16
+    assert values["grad_norm"] > 0 and source_of(loop).setup.sampler.engine.autocast is torch.bfloat16
 
 
 @pytest.mark.parametrize("method", ["rloo", "distil_reverse_kl"])

@@ -16,6 +16,7 @@ from posttrain.config.online import SamplingStage
 from posttrain.config.rollout import AsyncRollout
 from posttrain.errors import ConfigError, EngineError, MissingExtraError
 from posttrain.models.tree.logprobs import Policy
+from posttrain.parallel.world import job
 from posttrain.rollout.engine import Engine
 from posttrain.rollout.native import NativeEngine
 from posttrain.rollout.shared import SharedEngine
@@ -145,17 +146,14 @@ def start(
     if isinstance(settings, NativeEngineSettings):
         _require_room(stage, settings, longest)
         # The trainer's arithmetic: what samples has to be what trains, to the last rounding that can be had.
-        return Sampler(
-            SharedEngine(
-                NativeEngine(
-                    policy.model,
-                    max_rows=settings.rows,
-                    cache_tokens=settings.tokens,
-                    autocast=policy.autocast,
-                    decode=decode,
-                )
-            )
+        native = NativeEngine(
+            policy.model,
+            max_rows=settings.rows,
+            cache_tokens=settings.tokens,
+            autocast=policy.autocast,
+            decode=decode,
         )
+        return Sampler(native if job().is_alone else SharedEngine(native))
     # Sampled by the trainer itself: an engine that is wrong would propose a probe on which it is right.
     probe = sample_probe(NativeEngine(policy.model, autocast=policy.autocast), prompt)
     if isinstance(settings, VLLMServedSettings):

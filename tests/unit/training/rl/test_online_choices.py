@@ -80,7 +80,7 @@ def one_step(stage: OnlineStage) -> dict[str, float]:
     rollout = rollout_of(answers, drop=stage.truncated == "drop")
     _overlong(rollout.groups, stage)
     kept = [group for group in rollout.groups if stage.tied_groups == "keep" or not group.tied]
-    policy: Any = SimpleNamespace(device=torch.device("cpu"))
+    policy: Any = SimpleNamespace(device=torch.device("cpu"), is_sharded=False)
     learner = PolicyGradient(
         stage,
         policy,

@@ -59,7 +59,7 @@ class Nearby:
 
 def learner(method: str, apart: float = 1.0, **options: Any) -> PolicyGradient:
     stage: Any = Online(method, **options)
-    policy: Any = SimpleNamespace(device=torch.device("cpu"))
+    policy: Any = SimpleNamespace(device=torch.device("cpu"), is_sharded=False)
     reference = Nearby(apart) if stage.row.needs_reference else None
     return PolicyGradient(stage, policy, KLWeight(stage.parameters.get("kl_beta", 0.0)), 64, reference)
 
