@@ -243,7 +243,7 @@ def test_it_trains_through_a_server_that_goes_on_sampling(start: Path, tmp_path:
     assert len(salts) >= 5  # keys and values of older weights are found by no later prompt
     for line in lines(tmp_path, "rollouts.jsonl"):
         assert line["step"] - 2 <= line["versions"][0] <= line["versions"][1] <= line["version"]
-    assert all(not thread.name.startswith("posttrain-r") for thread in threading.enumerate())
+    assert not [thread for thread in threading.enumerate() if thread.name == "posttrain-rollout"]
 
 
 # ---------------------------------------------------------------- what fails

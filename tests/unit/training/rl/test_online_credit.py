@@ -91,7 +91,7 @@ def test_a_kl_of_old_completions_is_of_the_trainers_policy_and_not_of_the_engine
         calls.append(batch)
         return SimpleNamespace(logprobs_N=torch.full((batch.count.tokens,), OWN + 0.5))
 
-    forward.device = torch.device("cpu")  # type: ignore[attr-defined]
+    forward.device, forward.is_sharded = torch.device("cpu"), False  # type: ignore[attr-defined]
     one.policy = forward  # type: ignore[assignment]
     rollout = ahead(*ages)
     one.trees(rollout, rollout.groups)
@@ -113,7 +113,7 @@ def test_the_probes_of_the_gradient_have_no_mismatch() -> None:
     """A mask that took a probe out for the engine's rounding would leave the preflight without a gradient."""
     rollout = ahead(0, 0)
     policy: Any = lambda batch, _: SimpleNamespace(logprobs_N=torch.full((batch.count.tokens,), OWN + 0.5))  # noqa: E731
-    policy.device = torch.device("cpu")
+    policy.device, policy.is_sharded = torch.device("cpu"), False
     (tree,) = own_columns(Online("grpo"), policy, rollout.groups[0].trees())
     for branch in tree.branches:
         assert branch.columns["sampler_logprobs"].tolist() == branch.columns["old_logprobs"].tolist() == [-0.5, -0.5]
