@@ -108,7 +108,8 @@ set -euo pipefail
 cd {folder}
 
 # The processes find each other at the first machine, on a port of this job's own.
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+first=${{hosts%%$'\\n'*}}
 port=$((20000 + SLURM_JOB_ID % 20000))
 
 # Cores are shared among the processes of a machine; torchrun would give each of them one.

@@ -36,7 +36,7 @@ done
 exit $code
 """,
     "scontrol": """#!/bin/bash
-if [ "$1" = show ]; then echo localhost; echo localhost; else echo "$@" >> "$REQUEUED"; fi
+if [ "$1" = show ]; then echo localhost; sleep 0.2; echo localhost; else echo "$@" >> "$REQUEUED"; fi
 """,
 }
 
