@@ -115,19 +115,15 @@ def load(
     require_fitting(source, adapter, device)
 
     base = source if source.layout != "adapter" else base_of(source, say)
+    because = None
     if sharding is not None:
         _require_shardable(base, adapter)
+        because = _read_whole_because(source, adapter, tokens)
     quantised = adapter if isinstance(adapter, QLoRA) else None
-    because = None if sharding is None else _read_whole_because(source, adapter, tokens)
     slices = sharding if because is None else None
     model, tokenizer, notices = _load_whole(base, dtype, quantised, device, slices)
     if source.layout == "adapter":
-        own = tokenizer
-        if has_tokenizer(source.folder):
-            own = load_tokenizer(source.folder)
-        model = load_adapter(model, base, source, tokenizer=tokenizer)
-        tokenizer = own
-
+        model, tokenizer = _with_its_adapter(model, tokenizer, base, source)
     # Folded in, not stacked: a reference is the model with its adapter off, and `peft` switches off all at once.
     fresh = None if isinstance(adapter, Continue) else adapter
     if fresh is not None and source.layout == "adapter":
@@ -149,7 +145,6 @@ def load(
         notices = [*notices, f"each process reads the whole model before it keeps its part: {because}"]
     if source.origin:
         notices = [f"{source.name}: {source.origin}", *notices]
-    speech = speech_of(source)
     return LoadedModel(
         model,
         tokenizer,
@@ -158,10 +153,17 @@ def load(
         base,
         tuple(notices),
         fresh,
-        speech,
+        speech_of(source),
         tuple(new.pieces),
         sharding,
     )
+
+
+def _with_its_adapter(model: Any, tokenizer: Any, base: ModelSource, source: ModelSource) -> tuple[Any, Any]:
+    """A base with the adapter of a folder on it, and the tokenizer that the folder brings, if it brings one."""
+    own = load_tokenizer(source.folder) if has_tokenizer(source.folder) else tokenizer
+    # The base's goes in: beside it shows which tokens the adapter was trained with that the base has no rows for.
+    return load_adapter(model, base, source, tokenizer=tokenizer), own
 
 
 def with_tokens(loaded: LoadedModel, tokens: Sequence[NewToken]) -> LoadedModel:
