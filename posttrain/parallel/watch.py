@@ -52,6 +52,8 @@ SUSPECT_SECONDS = 3.0
 others see when a rank dies, and says nothing of why."""
 TELLING_SECONDS = 4.0
 """How long a failing rank stays until its failure is on the terminal: a launcher ends all when the first one ends."""
+LAUNCHER_SECONDS = 3.0
+"""How long a process may be gone before another rank reports it in the launcher's place."""
 LEAVING_SECONDS = 120.0
 """How long a rank that is through waits for rank 0, which still writes the report."""
 STOPPED_SECONDS, SIGNALLED_SECONDS = 10.0, 60.0
@@ -91,6 +93,7 @@ class Watch:
         self._is_signalled = False
         self._neighbour = (job.rank + 1) % job.size
         self._seen = Seen(time.monotonic())
+        self._gone_since: dict[int, float] = {}
         self._thread = threading.Thread(target=self._run, name="posttrain-rank-watch", daemon=True)
 
     def start(self) -> None:
@@ -137,6 +140,8 @@ class Watch:
             return
         is_here = beat.machine == failures.machine_tag()
         if is_here and failures.is_gone(beat.pid, beat.born):
+            if self._launcher_may_know(self._neighbour):
+                return
             problem = "its process is gone: it was killed, or ended without a word"
             remedy = "a process that the system killed had most likely no memory left: `dmesg` says so"
             self._accuse(self._neighbour, beat, problem, remedy=remedy, code=exit_code(signal.SIGKILL))
@@ -145,6 +150,14 @@ class Watch:
                 os.kill(beat.pid, STACKS)  # where native code keeps Python's lock, it still writes its stacks
             problem = f"no sign of life for {clock(silence)}: stopped, or inside of native code that never returns"
             self._accuse(self._neighbour, beat, problem, remedy=f"look at process {beat.pid} on {beat.host}")
+
+    def _launcher_may_know(self, rank: int) -> bool:
+        """Our own launcher sees how a process ended (which signal, which code), where this rank can only see that it is
+        gone. It looks ten times a second, so it is given a moment to say so; without an end, for it may be gone too."""
+        if self.job.launcher != "posttrain":
+            return False
+        self._gone_since.setdefault(rank, time.monotonic())
+        return time.monotonic() - self._gone_since[rank] < LAUNCHER_SECONDS
 
     def _judge_all(self) -> None:
         beats = [self._beat_of(rank) for rank in range(self.job.size)]

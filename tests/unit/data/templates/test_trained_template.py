@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from posttrain.cli.speaker import Speaker
+from posttrain.evaluate.suites import perplexity
 from posttrain.evaluate.suites.perplexity import FixedAnswer, FixedAnswerScorer
 from posttrain.models.folders.loading import resolve
 from posttrain.models.folders.manifest import write_manifest
 from posttrain.models.folders.spoken import speech_of
 from posttrain.models.tree.parity import computed_in
+from posttrain.models.tree.policy import Policy
 from posttrain.training.provenance import environment
 from tests.fixtures import byte_tokenizer, random_trees, tiny_model
 
@@ -44,11 +46,13 @@ def test_the_environment_names_the_device_that_computes(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_perplexity_in_fp64_stays_on_the_tree(frozen: bool) -> None:
+def test_perplexity_in_fp64_stays_on_the_tree(frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Norms compute in fp32 also where the weights are fp64, so that two paths agree to fp32 rounding."""
     model = tiny_model("llama").double().requires_grad_(not frozen)
-    scorer = FixedAnswerScorer(model)
-    assert computed_in(scorer._policy, random_trees(1)) is torch.float32
+    assert computed_in(Policy(model), random_trees(1)) is torch.float32
     assert not frozen or not any(p.requires_grad for p in model.parameters())
-    scorer.nats([FixedAnswer((1, 5, 9, 40), (8, 7, 22, 11), "stop_token"), FixedAnswer((1, 5), (8, 30), "stop_token")])
-    assert scorer._policy.path == "tree"
+    used: list[Policy] = []
+    monkeypatch.setattr(perplexity, "Policy", lambda model: used.append(Policy(model)) or used[-1])
+    answers = [FixedAnswer((1, 5, 9, 40), (8, 7, 22, 11), "stop_token"), FixedAnswer((1, 5), (8, 30), "stop_token")]
+    FixedAnswerScorer(model).nats(answers)
+    assert [policy.path for policy in used] == ["tree"]
