@@ -70,10 +70,10 @@ def check_run(loop: Loop, folder: Path) -> None:
     assert dropped == source.state_dict()["queue"]["dropped"]
 
 
-def run_and_say(start: str, folder: str, said: str) -> None:
+def run_and_say(start: str, folder: str, said: str, steps: int) -> None:
     """In a process that is killed: the whole run, or what is left of it; a file says that it came to its end."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    loop = run(async_loop(Path(start), Path(folder)))
+    loop = run(async_loop(Path(start), Path(folder), steps=steps))
     check_run(loop, Path(folder))
     Path(said).write_text(str(loop.step))
 

@@ -23,8 +23,8 @@ from posttrain.rewards.refusal import is_refusal
 from tests import hostile
 
 MOST_SECONDS = 1.0
-"""Of this thread's computing; what the process beside it may take is SECONDS. A linear reader takes up to 0.3 s of it on
-a slow machine, one of quadratic time takes minutes."""
+"""Of this thread's computing; what the process beside it may take is SECONDS. A linear reader takes up to 0.3 s of it
+on a slow machine, one of quadratic time takes minutes."""
 SHORT, LONG = 16_000, 64_000
 
 

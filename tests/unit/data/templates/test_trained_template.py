@@ -13,8 +13,8 @@ from posttrain.evaluate.suites.perplexity import FixedAnswer, FixedAnswerScorer
 from posttrain.models.folders.loading import resolve
 from posttrain.models.folders.manifest import write_manifest
 from posttrain.models.folders.spoken import speech_of
+from posttrain.models.tree.logprobs import Policy
 from posttrain.models.tree.parity import computed_in
-from posttrain.models.tree.policy import Policy
 from posttrain.training.provenance import environment
 from tests.fixtures import byte_tokenizer, random_trees, tiny_model
 
