@@ -333,7 +333,7 @@ def sampling_items(models: Models, where: Situation, standing: list[Item]) -> li
         share = int(engine.gpu_memory * where.card.memory)
         return [*there, Item("vLLM", share, f"gpu_memory: {engine.gpu_memory:g} of the card"), _sync(facts, where)]
     if not isinstance(engine, NativeEngineSettings):
-        return [*there, _sync(facts, where)]
+        return [*there, *_mirror(facts, where), _sync(facts, where)]
     cells = cells_of(where)
     size = BF16 if where.precision == "bf16" else FP32
     cache = facts.kv_values() * cells.slots * cells.width * size
@@ -341,15 +341,22 @@ def sampling_items(models: Models, where: Situation, standing: list[Item]) -> li
     repeated = 2 * facts.heads * facts.head_size * cells.slots * cells.width * size
     prompt = min(PREFILL_TOKENS, cells.slots * where.rows.longest.prompt)
     ahead = models.tracer.trace_flat(where.ask, prompt + 1, 1).forward
-    gathered = [item for item in _gathered(facts, where) if item.name == "gathered layers"]
     return [
         *there,
-        *gathered,
+        *_mirror(facts, where),
         Item("keys and values", cache, f"{cells.slots} completions x {cells.width:,} tokens, native engine"),
         Item("attention", repeated if facts.heads > facts.key_heads else cache // facts.layers, "of one layer"),
         Item("prefill", int(ahead), f"{prompt:,} prompt tokens at a time"),
         Item("logits", LOGITS_COPIES * cells.slots * facts.vocabulary * FP32, f"{cells.slots} rows, sampled from"),
     ]
+
+
+def _mirror(facts: Facts, where: Situation) -> list[Item]:
+    """`posttrain.models.sharding.mirror`: of a model that ranks share, what samples, or is pushed by rank 0, is a whole
+    copy."""
+    if where.shards == 1:
+        return []
+    return [Item("copy that samples", facts.total * FP32, "the whole model, plain")]
 
 
 def _sync(facts: Facts, where: Situation) -> Item:

@@ -25,18 +25,19 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.checkpoint import HuggingFaceStorageWriter, SavePlan, SavePlanner, save
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.tensor import DTensor
 from torch.futures import Future
 
 from posttrain.errors import CheckpointError, PosttrainError, RankError
+from posttrain.models.sharding.shards import moved
 from posttrain.parallel.world import World, world
 from posttrain.runs.checkpoints import SHARDS, Identity, contents, file_identity, verify
 from posttrain.runs.disk import sync_folder
@@ -61,9 +62,9 @@ def begin(folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping
         tensors: weights by name and moments by "NAME|MOMENT"; sharded ones, and plain ones that all ranks have alike.
         keep: how many checkpoints stay, this one included.
     """
-    # The shards are copied to the CPU here, for the next step changes them in place.
-    plain = StagingOptions(False, False, False, False)
-    staged = cast(dict[str, Any], DefaultStager(plain).stage(dict(tensors)))
+    # Copied to the CPU here, for the next step changes them in place. Not by torch's own stager: it copies whole
+    # storages, and fails on that of a rank which has no row of a tensor.
+    staged = {name: moved(tensor.detach(), torch.device("cpu"), copy=True) for name, tensor in tensors.items()}
     # A group of its own: its messages must not meet those of the steps that are taken meanwhile.
     group = dist.new_group(backend="gloo")
     return Writing(Draft(folder, step, json.dumps({**state, "step": step}, indent=1), keep), staged, world(), group)

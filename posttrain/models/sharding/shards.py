@@ -3,7 +3,7 @@
     local_rows(5, rank=1, ranks=2) -> slice(3, 5)      as `torch.chunk` cuts, the last ones may have none
     whole(parameter)               -> the whole tensor, gathered; a plain tensor is itself
 
-All but `local_rows` and `cut` are collective for a sharded tensor: every rank has to ask.
+All but `local_rows`, `cut` and `overwrite` are collective for a sharded tensor: every rank has to ask.
 """
 
 from __future__ import annotations
@@ -45,17 +45,32 @@ def whole(tensor: Tensor) -> Tensor:
     return own.full_tensor() if isinstance(own, DTensor) else own
 
 
+@torch.no_grad()
+def overwrite(own: Tensor, value: Tensor) -> None:
+    """Put `value`, which every rank has whole, in the place of what `own` holds; of shards each rank its rows."""
+    if isinstance(own, DTensor):
+        mesh = own.device_mesh
+        for dim, placement in enumerate(own.placements):
+            if placement.is_shard():
+                value = value[local_rows(value.shape[0], mesh.get_local_rank(dim), mesh.size(dim))]
+    local(own).copy_(value)
+
+
 def local(tensor: Tensor) -> Tensor:
     """What of it lies here."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """On the device; a sharded one keeps its mesh, wherever its rows lie."""
+def moved(tensor: Tensor, device: torch.device, *, copy: bool = False) -> Tensor:
+    """On the device; a sharded one keeps its mesh, wherever its rows lie.
+
+    Args:
+        copy: also where it lies there already.
+    """
     if not isinstance(tensor, DTensor):
-        return tensor.to(device)
+        return tensor.to(device, copy=copy)
     # Not `DTensor.to`, which keeps the rows on the mesh's own kind of device.
-    return DTensor(tensor.to_local().to(device), tensor._spec, requires_grad=False)
+    return DTensor(tensor.to_local().to(device, copy=copy), tensor._spec, requires_grad=False)
 
 
 def anywhere(flags: Sequence[bool], mesh: DeviceMesh | None) -> list[bool]:

@@ -8,16 +8,20 @@ sampler.sync_weights(version)                     # before every rollout and exa
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from posttrain.config.engines import NativeEngineSettings, VLLMColocatedSettings, VLLMServedSettings
 from posttrain.config.online import SamplingStage
 from posttrain.config.rollout import AsyncRollout
 from posttrain.errors import ConfigError, EngineError, MissingExtraError
+from posttrain.models.sharding.mirror import Mirror
 from posttrain.models.tree.logprobs import Policy
-from posttrain.parallel.world import job
+from posttrain.parallel.world import job, world
 from posttrain.rollout.engine import Engine
+from posttrain.rollout.mirrored import MirroredEngine
 from posttrain.rollout.native import NativeEngine
 from posttrain.rollout.shared import SharedEngine
 from posttrain.rollout.text import Decode
@@ -146,13 +150,15 @@ def start(
     if isinstance(settings, NativeEngineSettings):
         _require_room(stage, settings, longest)
         # The trainer's arithmetic: what samples has to be what trains, to the last rounding that can be had.
-        native = NativeEngine(
-            policy.model,
-            max_rows=settings.rows,
-            cache_tokens=settings.tokens,
-            autocast=policy.autocast,
-            decode=decode,
-        )
+        options: dict[str, Any] = {
+            "max_rows": settings.rows,
+            "cache_tokens": settings.tokens,
+            "autocast": policy.autocast,
+            "decode": decode,
+        }
+        if policy.is_sharded:
+            return _mirrored(policy, prompt, options)
+        native = NativeEngine(policy.model, **options)
         return Sampler(native if job().is_alone else SharedEngine(native))
     # Sampled by the trainer itself: an engine that is wrong would propose a probe on which it is right.
     probe = sample_probe(NativeEngine(policy.model, autocast=policy.autocast), prompt)
@@ -165,10 +171,10 @@ def start(
     else:
         folder = WeightFolder()
         # A tokenizer of vLLM could only differ from the one that training uses.
-        options = {"skip_tokenizer_init": True, **settings.options}  # ids in, ids out
+        given = {"skip_tokenizer_init": True, **settings.options}  # ids in, ids out
         # vLLM reads an architecture from a folder; with the start's weights in it, the first sync changes none.
         written = folder.write(policy.model, 0)
-        colocated = ColocatedEngine(written, gpu_memory_utilization=settings.gpu_memory, **options)
+        colocated = ColocatedEngine(written, gpu_memory_utilization=settings.gpu_memory, **given)
         folder.clear()
         sampler = Sampler(colocated, WeightSync(colocated, policy, probe), colocated.sleep, colocated.close)
         where = "vLLM in this process"
@@ -187,6 +193,26 @@ def start(
             "that it takes weights",
         ) from error
     return sampler
+
+
+def _mirrored(policy: Policy, prompt: Sequence[int], options: Mapping[str, Any]) -> Sampler:
+    """The native engine of a policy that ranks share; collective. A probe shows after each sync that the copy is it."""
+    mirror = Mirror(policy.model, kept=True)
+    mirror.refresh()
+    engine = MirroredEngine(mirror, **options)
+    sampler = Sampler(SharedEngine(engine), _SyncedTogether(engine, policy, sample_probe(engine, prompt)))
+    sampler.sync_weights(0)
+    return sampler
+
+
+class _SyncedTogether(WeightSync):
+    """`WeightSync` on every rank, each with an engine of its own: a gap on one of them ends all."""
+
+    def __call__(self, version: int) -> float:
+        gap = math.nan
+        with world().together("giving the engine its weights"):
+            gap = super().__call__(version)
+        return max(world().gather(gap))
 
 
 def _require_room(stage: SamplingStage, settings: NativeEngineSettings, longest: int) -> None:

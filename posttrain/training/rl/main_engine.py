@@ -1,9 +1,10 @@
 """An engine that rank 0 asks for all ranks of a job: servers do the sampling, and one process is enough to ask them.
 
-sampler = sampler_of_job(stage, lambda: engines.start(stage, policy, prompt, longest))      # on every rank
+sampler = sampler_of_job(stage, policy, lambda whole: engines.start(stage, whole, prompt, longest))    # on every rank
 
 Rank 0 pushes the weights, proves that they arrived, and asks with as many requests at a time as the engine's settings
-allow; the completions go to all. The native engine is none of these: each rank has its own (`rollout/shared.py`).
+allow; the completions go to all. The native engine is none of these: each rank has its own (`rollout/shared.py`). Of a
+policy that ranks share, rank 0 keeps a plain copy, which all bring up to date before each push.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import replace
 from posttrain.config.engines import NativeEngineSettings, VLLMColocatedSettings
 from posttrain.config.online import SamplingStage
 from posttrain.errors import ConfigError
+from posttrain.models.sharding.mirror import Mirror
 from posttrain.models.tree.logprobs import Policy
 from posttrain.parallel.world import world
 from posttrain.rollout.engine import Completion, Engine, OnFinish, Request
@@ -22,29 +24,34 @@ from posttrain.sampling import SamplingDistribution
 from posttrain.training.rl.engines import Sampler
 
 
-def sampler_of_job(stage: SamplingStage, policy: Policy, start: Callable[[], Sampler]) -> Sampler:
+def sampler_of_job(stage: SamplingStage, policy: Policy, start: Callable[[Policy], Sampler]) -> Sampler:
     """The stage's sampler on every rank; collective. Alone, what `start` gives.
+
+    Args:
+        start: makes the sampler of a policy: this one, or a plain copy of one that lies in parts.
 
     Raises:
         ConfigError: an engine that several processes cannot have yet; what `start` raises.
     """
     here = world()
-    if policy.is_sharded and isinstance(stage.engine, NativeEngineSettings):
-        raise _refusal(stage, "the native engine samples from a whole model, and this one lies in parts on the ranks")
     if here.is_alone or isinstance(stage.engine, NativeEngineSettings):
-        return start()
+        return start(policy)
     if isinstance(stage.engine, VLLMColocatedSettings):
         raise _refusal(stage, "the colocated engine shares one process with its trainer, and this job has several")
+    mirror: Mirror | None = None
+    pushed = policy
     if policy.is_sharded:
-        raise _refusal(stage, "the weights are pushed by rank 0, and this model lies in parts on all ranks")
+        mirror = Mirror(policy.model, kept=here.is_main)
+        mirror.refresh()
+        pushed = Policy(mirror.model, autocast=policy.autocast) if here.is_main else policy
     own: Sampler | None = None
     with here.together("starting the engine"):
-        own = start() if here.is_main else None
+        own = start(pushed) if here.is_main else None
     sync = None if own is None else own.sync
     if not here.agreed(lambda: sync is not None):
         return Sampler(_AskedByMain(None if own is None else own.engine))
     engine = _AskedByMain(None if own is None else own.engine)
-    shared = Sampler(engine, _PushedByMain(sync))
+    shared = Sampler(engine, _PushedByMain(sync, mirror))
     return shared if own is None else replace(own, engine=engine, sync=shared.sync)
 
 
@@ -53,7 +60,7 @@ def _refusal(stage: SamplingStage, problem: str) -> ConfigError:
         problem,
         where=f"{stage.name}: engine",
         found=f"engine: {stage.engine.kind}, and {world().size} processes",
-        remedy="write `compute: {mesh: {shard: 1, replicate: N}}`, with `engine: native` or a served engine",
+        remedy="write `engine: native`, or a served engine",
     )
 
 
@@ -115,10 +122,11 @@ class _AskedByMain:
 
 
 class _PushedByMain(WeightSync):
-    """`WeightSync` on every rank; `sync` is there on rank 0, and does it."""
+    """`WeightSync` on every rank; `sync` is there on rank 0, and does it. `mirror` is what rank 0 pushes of a policy
+    that lies in parts; None where it has the policy itself."""
 
-    def __init__(self, sync: WeightSync | None):
-        self._sync = sync
+    def __init__(self, sync: WeightSync | None, mirror: Mirror | None = None):
+        self._sync, self._mirror = sync, mirror
         self._noise: float | None = None
 
     @property
@@ -138,5 +146,7 @@ class _PushedByMain(WeightSync):
             assert self._sync is not None
             return self._sync(version), self._sync.noise
 
+        if self._mirror is not None:
+            self._mirror.refresh()
         gap, self._noise = world().agreed(push)
         return gap

@@ -22,6 +22,8 @@ from posttrain.evaluate.probes import REFUSAL, probe_answers
 from posttrain.evaluate.reward import PairScores, evaluate_reward, write_reward_evaluation
 from posttrain.evaluate.steps import StepScores, evaluate_steps, write_step_evaluation
 from posttrain.models.reward.scoring import Rating, score_trees
+from posttrain.models.sharding.shards import overwrite, whole
+from posttrain.models.sharding.wrap import reshard
 from posttrain.models.tree.heads import HEAD, ScoreModel
 from posttrain.parallel.world import world
 from posttrain.runs.folder import StageFolder
@@ -233,13 +235,13 @@ def _branch(ids: Ids, ends_only: bool) -> tuple[Ids, list[bool]]:
 def _random_head(policy: ScoreModel, seed: int) -> Iterator[None]:
     head = policy.transformer.get_submodule(HEAD)
     assert isinstance(head.weight, torch.Tensor)
-    kept = head.weight.detach().clone()
+    reshard(policy.model)  # what a forward has left whole would be overwritten in vain
+    kept = whole(head.weight).clone()
     outputs, size = kept.shape
     drawn = torch.randn(outputs, size, generator=torch.Generator().manual_seed(seed % 2**63)) / math.sqrt(size + 1)
-    with torch.no_grad():
-        head.weight.copy_(drawn)
+    overwrite(head.weight, drawn)
     try:
         yield
     finally:
-        with torch.no_grad():
-            head.weight.copy_(kept)
+        reshard(policy.model)
+        overwrite(head.weight, kept)

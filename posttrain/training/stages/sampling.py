@@ -85,7 +85,7 @@ def sampling_objective(ctx: Sampling, inputs: SamplingInputs, policy: TreeModel)
         around = Surroundings(ctx.folder.path, inputs.encoder.tokenizer, ctx.start, ctx.say)
         prompt, decode = tasks.train[0].ids, inputs.encoder.tokens.decode
         sampler = sampler_of_job(
-            stage, policy, lambda: engines.start(stage, policy, prompt, tasks.longest, decode, around)
+            stage, policy, lambda whole: engines.start(stage, whole, prompt, tasks.longest, decode, around)
         )
     weight = kl_weight(stage)
     against = compared_with(stage, policy, ctx.progress)

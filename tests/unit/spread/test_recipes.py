@@ -53,6 +53,26 @@ def test_a_stage_is_the_same_on_ranks(
             assert here == there
 
 
+@pytest.mark.parametrize(
+    "kind, shard, replicate", [*((kind, 2, 1) for kind in STAGES), ("dpo", 2, 2), ("reward", 2, 2), ("ppo", 2, 2)]
+)
+def test_a_model_in_parts_goes_through_a_whole_recipe(
+    kind: str, shard: int, replicate: int, alone: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Shared by ranks, a model is loaded, trained, checkpointed, sampled from, exported and asked."""
+    folder = tmp_path_factory.mktemp(f"{kind}-{shard}-{replicate}")
+    if kind not in alone:
+        first = tmp_path_factory.mktemp(f"{kind}-1")
+        alone[kind] = run_on(1, write_recipe(first, [STAGES[kind]], []), first / "runs")
+    mesh = f"{kind}.compute.mesh={{shard: {shard}, replicate: {replicate}}}"
+    recipe = alone[kind].parent.parent / "tiny.yaml"
+    one, many = alone[kind], run_on(shard * replicate, recipe, folder / "runs", mesh)
+    assert figures(one / kind), "nothing was measured"
+    require_same_figures(one / kind, many / kind, ROUNDING)
+    if (one / kind / "model").exists():
+        require_same_weights(one / kind, many / kind, ROUNDING)
+
+
 def test_a_whole_recipe_with_its_suites_is_the_same(tmp_path: Path) -> None:
     """Answers, a judge that a later stage trains, rows that one stage makes for another; each file once."""
     judged = {"name": "won", "kind": "win_rate", "prompts": "asked.jsonl", "reward_model": {"stage": "reward"}}

@@ -177,7 +177,7 @@ def served(version: int) -> tuple[Any, ...]:
     made: list[Asked] = []
     sync: Any = Pushed()
 
-    def start() -> Sampler:
+    def start(whole: Policy) -> Sampler:
         made.append(Asked())
         return Sampler(made[0], sync)  # type: ignore[arg-type]
 
