@@ -1,7 +1,7 @@
 # make demo    set up, then run the quickstart      make check   lint and types
 # make test    set up, then run all tests           make bench   measure against TRL (installs it apart)
 # make ecosystem   other people's clients (openai, lm-eval, inspect-ai, its-hub; installed apart) against `posttrain serve`
-# make test-ranks  whole recipes on several processes of this machine, with kills and resumes
+# make test-long  what takes half an hour: whole recipes and jobs on several processes, killed and resumed; searches of the plan
 # make test-ray    a job on a real Ray cluster of this machine (installs Ray apart)
 # make test-vllm   a real vLLM on the CPU, installed apart: its servers against our engines
 PYTHON ?= python3
@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 USER_READY := $(VENV)/.installed
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-quick test-ranks test-ray test-vllm check format bench ecosystem clean
+.PHONY: demo test test-quick test-long test-ray test-vllm check format bench ecosystem clean
 
 $(USER_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,11 +30,11 @@ demo: $(USER_READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n 2
 
-test-ranks: $(READY)
-	$(BIN)/python -m pytest -n 2 -m ranks
+test-long: $(READY)
+	$(BIN)/python -m pytest -n 2 -m long
 
 test-quick: $(READY)
-	$(BIN)/python -m pytest -n 2 -m "not slow and not ranks"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not long"
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ import pytest
 from posttrain.runs.folder import RunFolder
 from posttrain.runs.records.logs import MetricsLine
 
-pytestmark = [pytest.mark.slow, pytest.mark.ranks]
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 LONGEST = 400.0
 RECIPE = """schema: 1

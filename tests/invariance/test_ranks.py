@@ -38,8 +38,14 @@ def test_every_table_is_here() -> None:
     assert {*PAIRWISE, *FEEDBACK, *ONLINE} <= set(NAMES)
 
 
-@pytest.mark.parametrize("tokens", [WHOLE, SPLIT], ids=["whole", "split"])
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize(
+    "size, tokens",
+    [
+        pytest.param(size, tokens, marks=() if size > 1 and tokens == SPLIT else pytest.mark.long)
+        for size in (1, 2, 4)
+        for tokens in (WHOLE, SPLIT)
+    ],
+)
 def test_a_step_is_the_same_for_every_number_of_processes(size: int, tokens: int) -> None:
     """All rows in one call of the processes: a test for each would be split over workers, which compute all of them."""
     found, wrong = shared(size, RankedStep("float64", tokens)), {}

@@ -19,7 +19,7 @@ from tests.invariance.test_ranks import FEW, SPLIT, alone, same
 from tests.rank_steps import NAMES, RankedStep, StepFigures, steps
 from tests.ranks import ranks
 
-pytestmark = pytest.mark.ranks
+pytestmark = pytest.mark.long
 
 
 def in_parts(model: TreeModel, reference: Any) -> tuple[TreeModel, Any]:

@@ -89,6 +89,7 @@ def until_step(folder: Path, rank: int = 0, step: int = 2) -> None:
     raise AssertionError("the job does not start")
 
 
+@pytest.mark.long
 def test_a_job_that_ends_well(tmp_path: Path) -> None:
     ended = run("well", tmp_path)
     assert (ended.code, ended.said) == (0, "well: start 1\n")
@@ -113,6 +114,7 @@ def test_an_exception_of_one_rank_is_one_error_with_rank_phase_and_stack(tmp_pat
     assert "no number in the answer rank 1 of 2" in ended.log(1)
 
 
+@pytest.mark.long
 def test_a_refusal_keeps_its_words_and_its_code_and_is_not_tried_again(tmp_path: Path) -> None:
     ended = run("refuse", tmp_path, restarts=3)
     assert ended.code == 2
@@ -121,12 +123,14 @@ def test_a_refusal_keeps_its_words_and_its_code_and_is_not_tried_again(tmp_path:
     assert ended.said.count("the thing is wrong") == 1 and "start 2" not in ended.log(1)
 
 
+@pytest.mark.long
 def test_an_error_of_all_is_said_once(tmp_path: Path) -> None:
     ended = run("everywhere", tmp_path, restarts=3)
     assert (ended.code, ended.said.count("the thing is wrong")) == (2, 1)
     assert "the thing is wrong" in ended.log(1) and "again" not in ended.said
 
 
+@pytest.mark.long
 def test_the_error_of_rank_0_is_said_by_itself(tmp_path: Path) -> None:
     ended = run("main", tmp_path)
     assert (ended.code, ended.said.count("no number in the answer")) == (1, 1)
@@ -154,20 +158,21 @@ def _rank_of(pid: int) -> str | None:
         return None
 
 
+@pytest.mark.long
 def test_a_rank_that_ends_without_a_word(tmp_path: Path) -> None:
     ended = run("exit", tmp_path)
     assert ended.code in (3, 137)  # the launcher, or the rank's neighbour, sees it first
     assert re.search(r"rank 1 of 2 on \S+ failed", ended.said)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_frozen_rank_is_named_within_the_bound(tmp_path: Path) -> None:
     ended = run("freeze", tmp_path)
     assert ended.code == 1
     assert re.search(r"rank 1 of 2 on \S+ failed \(`update`, at 5 of 40 .*\): no sign of life for 0:0\d", ended.said)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_rank_that_hangs_is_named_with_its_stack(tmp_path: Path) -> None:
     ended = run("deadlock", tmp_path, processes=3)
     assert ended.code == 1
@@ -175,7 +180,7 @@ def test_a_rank_that_hangs_is_named_with_its_stack(tmp_path: Path) -> None:
     assert "locked_for_ever" in ended.said and "--patience" in ended.said
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_rank_that_ends_too_early_is_named(tmp_path: Path) -> None:
     ended = run("early", tmp_path)
     assert ended.code == 1
@@ -192,7 +197,7 @@ def test_restarts_begin_again_with_the_cause(tmp_path: Path) -> None:
     assert ", start 2\n" in ended.log(1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_restarts_come_to_an_end(tmp_path: Path) -> None:
     ended = run("raise", tmp_path, restarts=1)
     assert (ended.code, ended.said.count("ValueError: no number in the answer\n")) == (1, 4)
@@ -210,6 +215,7 @@ def test_a_signal_to_the_launcher_stops_all_between_two_steps(tmp_path: Path, nu
     assert (tmp_path / "step-0").read_text() == (tmp_path / "step-1").read_text()
 
 
+@pytest.mark.long
 def test_a_signal_to_one_rank_stops_all(tmp_path: Path) -> None:
     job = started("well", tmp_path, restarts=3)
     until_step(tmp_path)
@@ -227,6 +233,7 @@ def test_a_rank_that_differs_is_refused_with_both_values(tmp_path: Path) -> None
     assert not (tmp_path / "step-0").exists()
 
 
+@pytest.mark.long
 def test_what_a_rank_has_started_ends_with_it(tmp_path: Path) -> None:
     ended = run("child", tmp_path)
     assert ended.code == 1
@@ -234,7 +241,7 @@ def test_what_a_rank_has_started_ends_with_it(tmp_path: Path) -> None:
     assert children == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_the_launcher_the_ranks_end_by_themselves(tmp_path: Path) -> None:
     job = started("well", tmp_path)
     until_step(tmp_path)
@@ -247,7 +254,7 @@ def test_without_the_launcher_the_ranks_end_by_themselves(tmp_path: Path) -> Non
     assert left_over(tmp_path) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_under_torchrun_the_same_error_is_shown(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     job = subprocess.run(

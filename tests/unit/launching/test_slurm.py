@@ -124,7 +124,7 @@ def carry_out(script: str, folder: Path, how: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_nodes_find_each_other(tmp_path: Path, cluster: Path) -> None:
     process = carry_out(sbatch_script(job(ROOT)), tmp_path, "well")
     said, _ = process.communicate(timeout=LONGEST)
@@ -134,7 +134,7 @@ def test_two_nodes_find_each_other(tmp_path: Path, cluster: Path) -> None:
     assert left_over(tmp_path) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_preempted_job_saves_and_is_queued_again(tmp_path: Path, cluster: Path) -> None:
     process = carry_out(sbatch_script(job(ROOT)), tmp_path, "well")
     until_step(tmp_path)
@@ -146,7 +146,7 @@ def test_a_preempted_job_saves_and_is_queued_again(tmp_path: Path, cluster: Path
     assert left_over(tmp_path) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_job_that_fails_is_not_queued_again(tmp_path: Path, cluster: Path) -> None:
     process = carry_out(sbatch_script(job(ROOT)), tmp_path, "raise")
     said, _ = process.communicate(timeout=LONGEST)

@@ -301,6 +301,7 @@ def test_a_stage_that_fits_needs_none(models: Models) -> None:
     assert remedies(models, situation(sft())) == ()
 
 
+@pytest.mark.long
 def test_every_remedy_holds_what_it_says() -> None:
     models = Models("smollm2-135m")
     stage = DPO(name="mine", reference={"kind": "live"}, compute={"precision": "fp32", "tokens_per_microbatch": 6144})
@@ -318,6 +319,7 @@ def test_every_remedy_holds_what_it_says() -> None:
     assert any("activation_checkpointing=true" in remedy.change for remedy in found)
 
 
+@pytest.mark.long
 def test_several_knobs_where_none_is_enough_alone() -> None:
     models = Models("smollm2-135m")
     where = situation_of(SFT(compute={"precision": "fp32"}), replace(CARD, memory=1.6e9), Mesh(), tokens=2048)
@@ -331,6 +333,7 @@ def test_a_setting_that_the_recipe_refuses_is_no_remedy() -> None:
     assert changed(stage, "max_length", 256) is not None
 
 
+@pytest.mark.long
 def test_the_smallest_number_of_cards() -> None:
     models = Models("smollm2-135m")
     where = situation_of(SFT(compute={"precision": "bf16"}), replace(CARD, memory=4.5e9), Mesh(), tokens=2048)
@@ -369,6 +372,7 @@ def test_the_verb_shows_memory_and_time(recipe: Path) -> None:
     assert "correction (correction): trains nothing" in done.output
 
 
+@pytest.mark.long
 def test_the_verb_s_json_and_its_exit_code(recipe: Path) -> None:
     done = CliRunner().invoke(
         app, ["plan", str(recipe), "--gpu", "t4", "model=qwen3-0.6b", "sft.max_length=16384", "--json"]
@@ -389,6 +393,7 @@ def test_the_recipe_s_own_mesh(recipe: Path) -> None:
         pt.plan(str(recipe), overrides=own, gpus=8)
 
 
+@pytest.mark.long
 def test_a_quantised_base_is_not_shared(recipe: Path) -> None:
     """Training refuses that, so no plan says that it fits."""
     low = ["sft.adapter={kind: qlora, rank: 8}"]
@@ -409,6 +414,7 @@ def test_from_python(recipe: Path) -> None:
         plan(str(recipe), gpu="t4", cpu=True)
 
 
+@pytest.mark.long
 def test_encoded_rows_say_how_long_rows_are(recipe: Path) -> None:
     rows = [{"prompt": "one two", "completion": "three " * n} for n in (1, 30)]
     folder = recipe.parent / "runs" / "planned" / "sft" / "encoded"

@@ -16,7 +16,7 @@ from tests.ranks import ranks
 from tests.spread import figures, lines, require_same_figures, run_here
 from tests.unit.spread.recipes import ONLINE, ROWS, STAGES, UNSAVED, write_recipe
 
-pytestmark = pytest.mark.ranks
+pytestmark = pytest.mark.long
 
 
 def outcomes(size: int, recipe: Path, out: Path) -> list[Any]:

@@ -9,7 +9,7 @@ import pytest
 from tests.spread import figures, files_of, lines, require_same_figures, require_same_weights, run_on
 from tests.unit.spread.recipes import STAGES, SUITES, write_recipe
 
-pytestmark = pytest.mark.ranks
+pytestmark = pytest.mark.long
 
 ROUNDING = 1e-5
 """Relative, in fp32: a sum over ranks is added in another order."""

@@ -29,7 +29,7 @@ from posttrain.training import checkpoint, checkpoint_folder, sharded_checkpoint
 from tests.rank_training import Trained, Training, loop_of, same, state_of, train
 from tests.ranks import ranks
 
-pytestmark = pytest.mark.ranks
+pytestmark = pytest.mark.long
 
 
 @cache

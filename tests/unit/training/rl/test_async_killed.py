@@ -161,7 +161,7 @@ def test_files_of_an_attempt_without_a_checkpoint_are_not_trained_on(start: Path
     assert any("of an attempt without a checkpoint are asked again" in line for line in said.lines)
 
 
-@pytest.mark.ranks
+@pytest.mark.long
 def test_a_process_that_is_killed_at_random_moments_comes_to_its_end(start: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
