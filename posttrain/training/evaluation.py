@@ -108,7 +108,7 @@ def write_run_cross_scores(run: RunFolder, suites: Sequence[SuiteSettings]) -> N
     judges = {
         suite.name: suite.reward_model.stage or Path(str(suite.reward_model.path)).name
         for suite in suites
-        if isinstance(suite, WinRateSuite)
+        if isinstance(suite, WinRateSuite) and suite.reward_model is not None
     }
     folders = {folder.name: folder.path for folder in [run.start, *run.stages()]}
     record = cross_scores_of_run(folders, judges)
@@ -119,7 +119,7 @@ def write_run_cross_scores(run: RunFolder, suites: Sequence[SuiteSettings]) -> N
 def _judges_of(suite: SuiteSettings) -> set[str | None]:
     """The stages that train what judges in a suite."""
     if isinstance(suite, WinRateSuite):
-        return {suite.reward_model.stage}
+        return set() if suite.reward_model is None else {suite.reward_model.stage}
     return {scorer.stage for _, scorer in scorers_of(suite)}
 
 
@@ -141,7 +141,7 @@ def _with_judge(suite: SuiteSettings, run: RunFolder) -> SuiteSettings:
     scorers."""
     if isinstance(suite, BudgetSuite):
         return with_scorers(suite, lambda scorer: with_trained(scorer, run))
-    if not isinstance(suite, WinRateSuite) or suite.reward_model.stage is None:
+    if not isinstance(suite, WinRateSuite) or suite.reward_model is None or suite.reward_model.stage is None:
         return suite
     judge = _trained(suite.reward_model.stage, run)
     # Until then the suite says itself that its judge is yet to be trained.

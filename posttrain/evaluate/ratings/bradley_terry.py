@@ -2,8 +2,8 @@
 
     logit P(a beats b) = θ_a - θ_b + Σ_s γ_s z_s        rating_a = 1000 + (400 / ln 10) (θ_a - θ_anchor)
 
-400 points more are odds of ten to one (Bradley & Terry 1952; Elo 1978). A tie counts half a win, as at LMArena. z is how
-the two answers differ in style, see `style`; with it a rating is what is left at equal style.
+400 points more are odds of ten to one (Bradley & Terry 1952; Elo 1978). A tie counts half a win, as at LMArena. z is
+how the two answers differ in style, see `style`; with it a rating is what is left at equal style.
 
 The prior of `logistic` gives each policy one tied game against the middle of all: a policy that never lost has a finite
 rating, which then stands on that game and is marked so. Policies that no chain of games joins have no common scale,

@@ -17,7 +17,8 @@ import numpy as np
 PRIOR_GAMES = 1.0
 """Tied games of the prior for each coefficient; of n real games they move a share by less than 1 / (2n + 2)."""
 MOST_STEPS = 100
-CLOSE = 1e-9
+MOST_HALVINGS = 60
+CLOSE = 1e-8
 """Largest last step of a coefficient, in log-odds."""
 
 
@@ -32,16 +33,25 @@ def fit(x: np.ndarray, wins_RG: np.ndarray, counts_RG: np.ndarray, start_F: np.n
     """
     resamples, features = len(wins_RG), x.shape[-1]
     beta_RF = np.zeros((resamples, features)) if start_F is None else np.tile(start_F, (resamples, 1))
-    value_R = _value(x, wins_RG, counts_RG, beta_RF)
+    value_R, p_RG = _likelihood(x, wins_RG, counts_RG, beta_RF)
     for _ in range(MOST_STEPS):
-        p_RG, prior_RF = sigmoid(_of(x, beta_RF)), sigmoid(beta_RF)
+        prior_RF = sigmoid(beta_RF)
         slope_RF = _onto(wins_RG - counts_RG * p_RG, x) + PRIOR_GAMES * (0.5 - prior_RF)
         curvature_RFF = _curvature(x, counts_RG * p_RG * (1 - p_RG))
         curvature_RFF[:, range(features), range(features)] += PRIOR_GAMES * prior_RF * (1 - prior_RF)
         step_RF = np.linalg.solve(curvature_RFF, slope_RF[..., None])[..., 0]
-        beta_RF, value_R = _improved(x, wins_RG, counts_RG, beta_RF, value_R, step_RF)
         if float(np.abs(step_RF).max(initial=0.0)) < CLOSE:
-            return beta_RF
+            return beta_RF + step_RF
+        share_R = np.ones(resamples)
+        for _ in range(MOST_HALVINGS):  # far from the top a whole step overshoots
+            there_RF = beta_RF + share_R[:, None] * step_RF
+            new_R, p_RG = _likelihood(x, wins_RG, counts_RG, there_RF)
+            # Rounding of a sum of many terms must not stop the last steps.
+            fell_R = new_R < value_R - 1e-12 * (1 + np.abs(value_R))
+            if not fell_R.any():
+                break
+            share_R = np.where(fell_R, share_R / 2, share_R)
+        beta_RF, value_R = there_RF, new_R
     raise AssertionError("the likelihood is concave and its prior proper: Newton's method arrives")
 
 
@@ -55,32 +65,16 @@ def _curvature(x: np.ndarray, weight_RG: np.ndarray) -> np.ndarray:
     return curvature_RFF
 
 
-def _improved(
-    x: np.ndarray,
-    wins_RG: np.ndarray,
-    counts_RG: np.ndarray,
-    beta_RF: np.ndarray,
-    value_R: np.ndarray,
-    step_RF: np.ndarray,
+def _likelihood(
+    x: np.ndarray, wins_RG: np.ndarray, counts_RG: np.ndarray, beta_RF: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where the steps lead, each halved until the likelihood does not fall: far from the top a whole one overshoots."""
-    share_R = np.ones(len(beta_RF))
-    for _ in range(40):
-        there_RF = beta_RF + share_R[:, None] * step_RF
-        new_R = _value(x, wins_RG, counts_RG, there_RF)
-        # Rounding of a sum of many terms must not stop the last steps.
-        fell_R = new_R < value_R - 1e-12 * (1 + np.abs(value_R))
-        if not fell_R.any():
-            break
-        share_R = np.where(fell_R, share_R / 2, share_R)
-    return there_RF, new_R
-
-
-def _value(x: np.ndarray, wins_RG: np.ndarray, counts_RG: np.ndarray, beta_RF: np.ndarray) -> np.ndarray:
+    """The value of each resample [R], its prior included, and the chance of each game [R, G]."""
     eta_RG = _of(x, beta_RF)
-    likelihood_R = (wins_RG * eta_RG - counts_RG * np.logaddexp(0, eta_RG)).sum(axis=1)
-    prior_R: np.ndarray = PRIOR_GAMES * (beta_RF / 2 - np.logaddexp(0, beta_RF)).sum(axis=1)
-    return likelihood_R + prior_R
+    small_RG = np.exp(-np.abs(eta_RG))
+    softplus_RG = np.maximum(eta_RG, 0) + np.log1p(small_RG)
+    prior_R = PRIOR_GAMES * (beta_RF / 2 - np.logaddexp(0, beta_RF)).sum(axis=1)
+    value_R: np.ndarray = (wins_RG * eta_RG - counts_RG * softplus_RG).sum(axis=1) + prior_R
+    return value_R, np.where(eta_RG >= 0, 1.0, small_RG) / (1 + small_RG)
 
 
 def _of(x: np.ndarray, beta_RF: np.ndarray) -> np.ndarray:

@@ -1,6 +1,8 @@
 """Who is better, by games.
 
-ratings.json (of the run)  RunRatings  a `Ratings` for each suite of win rates; `posttrain rate --out` writes one alone
+evaluations/<suite>.games.jsonl   GameLine    what a judge or people said, as `posttrain rate` reads it
+evaluations/<suite>.ballot.jsonl  BallotLine  pairs that nobody has voted on
+ratings.json (of the run)         RunRatings  a `Ratings` for each suite of win rates; `posttrain rate --out` writes one
 """
 
 from __future__ import annotations
@@ -93,6 +95,33 @@ class RunRatings(WholeFile):
     FILE = "ratings.json"
 
     suites: Mapping[str, Ratings]
+
+
+@dataclass(frozen=True, slots=True)
+class GameLine(Record):
+    """A line of evaluations/<suite>.games.jsonl: GameLine("2 + 2?", "dpo", "start", 1.0, "4", "5")"""
+
+    prompt: str
+    model_a: str
+    """Whose answer was shown first."""
+    model_b: str
+    score: float | None
+    """Points of `model_a`."""
+    response_a: str
+    response_b: str
+
+
+@dataclass(frozen=True, slots=True)
+class BallotLine(Record):
+    """A line of evaluations/<suite>.ballot.jsonl: BallotLine("2 + 2?", "dpo", "start", None, "4", "5")"""
+
+    prompt: str
+    model_a: str
+    model_b: str
+    winner: str | None
+    """For people to fill in: model_a, model_b or tie."""
+    response_a: str
+    response_b: str
 
 
 # ---------------------------------------------------------------- for people
