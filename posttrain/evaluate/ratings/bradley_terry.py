@@ -16,7 +16,6 @@ itself, and both orders of one comparison (in Arena-Hard three copies of a clear
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,27 +110,28 @@ def _design(table: GameTable, style_GS: np.ndarray | None) -> tuple[np.ndarray, 
 
 def require_connected(table: GameTable) -> None:
     """Refuses policies that no chain of games joins: between the parts a rating would be the prior's alone."""
-    parts = _parts(len(table.policies), zip(table.a_G.tolist(), table.b_G.tolist(), strict=True))
+    parts = parts_of(table)
     if len(parts) > 1:
-        names = ["; ".join(", ".join(f"`{table.policies[index]}`" for index in part) for part in parts[:4])]
+        shown = "; ".join(", ".join(f"`{table.policies[index]}`" for index in part) for part in parts[:4])
         raise DataError(
             f"the policies are in {len(parts)} parts that never met",
-            found=names[0] + (f"; and {len(parts) - 4} more" if len(parts) > 4 else ""),
+            found=shown + (f"; and {len(parts) - 4} more" if len(parts) > 4 else ""),
             expected="games that join them: a policy of each part against one of another",
             remedy="rate the parts by themselves (`models` or `--model` names the policies), or add games between them",
         )
 
 
-def _parts(count: int, met: Sequence[tuple[int, int]] | zip[tuple[int, int]]) -> list[list[int]]:
-    """The connected parts of a graph of so many policies, the first policy's part first."""
-    beside: list[set[int]] = [set() for _ in range(count)]
-    for a, b in set(met):
+def parts_of(table: GameTable) -> list[list[int]]:
+    """The policies that games join, directly or through others; the first policy's part first."""
+    beside: list[set[int]] = [set() for _ in table.policies]
+    for a, b in set(zip(table.a_G.tolist(), table.b_G.tolist(), strict=True)):
         beside[a].add(b)
         beside[b].add(a)
     parts: list[list[int]] = []
-    left = set(range(count))
+    left = set(range(len(table.policies)))
     while left:
-        reached, waiting = set(), [min(left)]
+        reached: set[int] = set()
+        waiting = [min(left)]
         while waiting:
             here = waiting.pop()
             if here not in reached:
