@@ -166,10 +166,12 @@ def _meetings(table: GameTable, order: Sequence[int]) -> list[Meeting]:
 def both_orders(games: Sequence[Game]) -> BothOrders | None:
     """What became of comparisons that were judged in both orders; None where there is none.
 
-    A comparison is a prompt, two policies and their two answers. Its outcome in an order is the mean over the games.
+    A comparison is a prompt, two policies and their two answers, which differ. Its outcome in an order is the mean over the games.
     """
     shown: dict[tuple[str, tuple[str, str | None], tuple[str, str | None]], list[float]] = defaultdict(list)
     for game in games:
+        if game.response_a is not None and game.response_a == game.response_b:
+            continue  # equal texts tie unasked
         shown[game.prompt, (game.model_a, game.response_a), (game.model_b, game.response_b)].append(game.points)
     agree, lean = defaultdict(list), defaultdict(list)
     for (prompt, first, second), points in shown.items():

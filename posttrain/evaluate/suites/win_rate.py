@@ -195,11 +195,14 @@ def compare_answers(suite: WinRate, out: Path, baseline: Path, progress: Progres
     write_games(out, suite.name, (out.name, baseline.name), pairs, outcomes, is_ballot=suite.votes is not None)
     silent = [float(all(answer.score is None for answer in group)) for group in judged]
     said = {"abstained_share": average(silent)}
-    if all(silent):
+    waiting = any(found.points is None for found in outcomes)
+    # Equal texts tie unasked: where nobody has judged the others yet, these alone are no win rate.
+    asked = [one for (*_, pair), one in zip(met, outcomes, strict=True) if pair.answer != pair.other]
+    if waiting and all(one.points is None for one in asked):
         return said
     agreed = defaultdict(list)
-    for (index, *_), one in zip(met, outcomes, strict=True):
-        if one.orders is not None:
+    for (index, _, pair), one in zip(met, outcomes, strict=True):
+        if one.orders is not None and pair.answer != pair.other:
             agreed[index].append(float(one.orders[0] == one.orders[1]))
     return _won(judged, others) | ({"order_agreement": mean(list(agreed.values()))} if agreed else {}) | said
 

@@ -46,6 +46,8 @@ class Outcome:
 
 
 TIE = Outcome(0.5)
+TIE_IN_BOTH = Outcome(0.5, (0.5, 0.5))
+"""Of equal texts, beside pairs that are asked in both orders: two games as they are, so that it weighs as much."""
 NOBODY = Outcome(None)
 
 
@@ -75,8 +77,8 @@ class EndpointJudge:
             ThreadPoolExecutor(self.settings.concurrency) as pool,
         ):
             judged = iter(list(phase.track(pool.map(self._outcome, asked))))
-        found = [TIE if pair.answer == pair.other else next(judged) for pair in pairs]
-        if asked and all(outcome.points is None for outcome in found if outcome is not TIE):
+        found = [TIE_IN_BOTH if pair.answer == pair.other else next(judged) for pair in pairs]
+        if asked and all(outcome.points is None for outcome in found if outcome is not TIE_IN_BOTH):
             raise RewardError(
                 f"the judge `{self.settings.model}` gives no verdict on any pair",
                 where=f"evaluate.suites.{self.name}.judge",
