@@ -166,7 +166,8 @@ def _meetings(table: GameTable, order: Sequence[int]) -> list[Meeting]:
 def both_orders(games: Sequence[Game]) -> BothOrders | None:
     """What became of comparisons that were judged in both orders; None where there is none.
 
-    A comparison is a prompt, two policies and their two answers, which differ. Its outcome in an order is the mean over the games.
+    A comparison is a prompt, two policies and their two answers, which differ. Its outcome in an order is the mean of
+    the games.
     """
     shown: dict[tuple[str, tuple[str, str | None], tuple[str, str | None]], list[float]] = defaultdict(list)
     for game in games:
