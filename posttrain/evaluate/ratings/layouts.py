@@ -182,7 +182,7 @@ def _of_flags(row: Row, ref: RowRef) -> float | None:
     flags = [row.get(f"winner_{which}") for which in ("model_a", "tie", "model_b")]
     if all(flag is None for flag in flags):
         return None
-    if not all(flag in (0, 1) for flag in flags) or sum(flags) != 1:
+    if not all(flag in (0, 1) for flag in flags) or flags.count(1) != 1:
         raise _bad(
             ref,
             "`winner_model_a`, `winner_tie` and `winner_model_b` name no winner",
@@ -276,8 +276,9 @@ def _answer(value: Any, ref: RowRef, key: str) -> str:
         return value
     if isinstance(value, list):
         turns = [turn for turn in value if isinstance(turn, Mapping) and turn.get("role") == "assistant"]
-        texts = [turn.get("content") for turn in turns] if turns else value
-        if texts and all(isinstance(text, str) for text in texts):
+        contents = [turn.get("content") for turn in turns] if turns else value
+        texts = [text for text in contents if isinstance(text, str)]
+        if texts and len(texts) == len(contents):
             return "\n\n".join(texts)
     raise _bad(
         ref, f"`{key}` is no answer", found=value, expected="a text, or turns with the assistant's", remedy="correct it"

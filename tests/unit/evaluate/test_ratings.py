@@ -24,7 +24,12 @@ ROW = RowRef("votes.jsonl", 1)
 
 
 def game(prompt: str, a: str, b: str, points: float, answers: tuple[str, str] | None = None, weight: float = 1) -> Game:
-    return Game(prompt, a, b, points, ROW, *(answers or (None, None)), weight)
+    first, second = answers or (None, None)
+    return Game(prompt, a, b, points, ROW, first, second, weight)
+
+
+def chance(odds: float) -> float:
+    return 1 / (1 + math.exp(-odds))
 
 
 def turned(one: Game) -> Game:
@@ -50,7 +55,7 @@ def drawn(prompts: int = 60, policies: int = 4, seed: int = 0, answers: bool = T
             words = ("x", "**b** ") if rng.random() < 0.5 else ("**b** ", "x")
             texts = (words[0] * int(lengths[0]), words[1] * int(lengths[1])) if answers else None
             odds = skill[a] - skill[b] + 0.04 * (lengths[0] - lengths[1])
-            points = float(rng.random() < sigmoid(odds))
+            points = float(rng.random() < chance(float(odds)))
             one = game(f"q{prompt}", f"m{a}", f"m{b}", points, texts)
             games += [one, turned(one)]
     return games
@@ -241,7 +246,7 @@ def test_style_that_wins_is_told_from_skill() -> None:
     for prompt in range(200):
         # `wordy` is as good as `terse` and longer; the judge goes by length alone.
         lengths = rng.integers(25, 90), rng.integers(10, 60)
-        points = float(rng.random() < sigmoid(4 * (lengths[0] - lengths[1]) / (lengths[0] + lengths[1])))
+        points = float(rng.random() < chance(4 * (lengths[0] - lengths[1]) / (lengths[0] + lengths[1])))
         games.append(game(str(prompt), "wordy", "terse", points, ("x" * lengths[0], "y" * lengths[1])))
     record = rate_games(games, anchor="terse")
     wordy = next(one for one in record.policies if one.policy == "wordy")
@@ -324,4 +329,4 @@ def test_arguments_of_rate_are_checked() -> None:
         ({"models": ["start"]}, EmptyDatasetError),
     ):
         with pytest.raises(kind):
-            pt.rate(rows, **wrong)  # type: ignore[arg-type]
+            pt.rate(rows, **wrong)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from posttrain.config import load_recipe
-from posttrain.config.suites import ComparingJudge, WinRateSuite
+from posttrain.config.suites import ComparingJudge, RewardModelOf, WinRateSuite
 from posttrain.data.write import write_jsonl
 from posttrain.errors import ConfigError, RewardError, RowError
 from posttrain.evaluate.rating_runs import ratings_of_run, write_ratings
@@ -151,6 +151,16 @@ def test_votes_by_hand(tmp_path: Path) -> None:
     assert set(judge_answers(suite, later, start)) == {"abstained_share"}
 
 
+def test_a_vote_counts_alike_whichever_side_its_answers_stood_on(tmp_path: Path) -> None:
+    start, later = keep(tmp_path / "start", ["a", "b", "c"]), keep(tmp_path / "dpo", ["x", "y", "z"])
+    votes, points = tmp_path / "votes.jsonl", []
+    for sides in (("x", "a"), ("a", "x")):
+        row = {"prompt": "Hi", "model_a": "1", "model_b": "2", "response_a": sides[0], "response_b": sides[1]}
+        write_jsonl(votes, [{**row, "winner": "model_a" if sides[0] == "x" else "model_b"}])
+        points.append(judge_answers(loaded(by_votes(votes)), later, start)["win_rate"].value)
+    assert points == [1.0, 1.0]
+
+
 def test_a_vote_without_its_texts_is_refused(tmp_path: Path) -> None:
     start, votes = keep(tmp_path / "start", ["a", "b", "c"]), tmp_path / "votes.jsonl"
     write_jsonl(votes, [{"prompt": "Hi", "model_a": "x", "model_b": "y", "winner": "x"}])
@@ -199,7 +209,7 @@ def test_by_rewards_every_policy_meets_every_other_and_the_report_shows_it(tmp_p
             for line, reward in zip(read_jsonl(path), values, strict=True)
         ]
         write_jsonl(path, lines)
-    settings = WinRateSuite(name="judged", kind="win_rate", prompts="q.jsonl", reward_model="judge")  # type: ignore[arg-type]
+    settings = WinRateSuite(name="judged", kind="win_rate", prompts="q.jsonl", reward_model=RewardModelOf(path="judge"))
     record = ratings_of_run({name: run / name for name in names}, [settings])
     assert record is not None
     met = {(one.policy, one.other): one.win_rate.value for one in record.suites["judged"].meetings if one.win_rate}
@@ -214,6 +224,17 @@ def test_by_rewards_every_policy_meets_every_other_and_the_report_shows_it(tmp_p
     page = render(contents)
     assert 'id="ratings"' in page and "`dpo` won every game" in page.replace("&#96;", "`")
     assert RunFolder(run).path == run
+
+
+def test_rewards_of_two_reward_models_are_not_compared(tmp_path: Path) -> None:
+    of = RewardModelOf(path="judge")
+    settings = WinRateSuite(name="judged", kind="win_rate", prompts="q.jsonl", reward_model=of)
+    start = keep(tmp_path / "start", ["a", "b", "c"], judge="old", reward=1.0)
+    sft = keep(tmp_path / "sft", ["x", "y", "z"], judge="old", reward=2.0)
+    dpo = keep(tmp_path / "dpo", ["x", "y", "z"], judge="new", reward=2.0)
+    record = ratings_of_run({"start": start, "sft": sft, "dpo": dpo}, [settings])
+    assert record is not None and [one.policy for one in record.suites["judged"].policies] == ["sft", "start"]
+    assert "`dpo`" in record.suites["judged"].notes[0]
 
 
 RECIPE = """
