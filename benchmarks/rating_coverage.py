@@ -1,7 +1,7 @@
 """Do 95 % intervals of win rates and ratings hold the truth in 95 of 100 samples? Ours, and those of other tools.
 
     python -m benchmarks.rating_coverage                     # the table of docs/ratings.md, some minutes on one core
-    python -m benchmarks.rating_coverage --replicates 200 --prompts 100
+    python -m benchmarks.rating_coverage --replicates 200 --prompts 100 --only ours
 
 Every replicate draws prompts, policies' answers and a judge's verdicts in both orders from a known model; the truth is
 what the same estimator gives on 400,000 prompts. Prompts differ in how good each policy is at them, so that games of
@@ -38,7 +38,7 @@ LENGTH = 0.8
 CLEAR = 0.5
 """Share of wins that a judge calls clear."""
 TRUTH_PROMPTS = 400_000
-RESAMPLES = 500
+RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -179,10 +179,12 @@ def truth(interval: Interval, policies: int) -> float:
         RESAMPLES = before
 
 
-def coverage(figure: str, prompts: int, replicates: int) -> Iterator[tuple[str, float, float]]:
+def coverage(figure: str, prompts: int, replicates: int, only: str | None = None) -> Iterator[tuple[str, float, float]]:
     """(who, share of replicates whose interval holds the truth, mean width)."""
     policies, intervals = FIGURES[figure]
     for who, interval in intervals.items():
+        if only not in (None, who):
+            continue
         wanted = truth(interval, policies)
         # The same samples for everybody.
         found = [interval(drawn(np.random.default_rng((7, index)), prompts, policies)) for index in range(replicates)]
@@ -194,11 +196,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--replicates", type=int, default=1000)
     parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--only", metavar="WHO", help="Only these intervals: ours.")
     asked = parser.parse_args()
     error = np.sqrt(0.95 * 0.05 / asked.replicates)
     print(f"{asked.replicates:,} samples of {asked.prompts} prompts; Monte Carlo error of 95 %: {error:.1%} (one s.e.)")
     for figure in FIGURES:
-        for who, held, width in coverage(figure, asked.prompts, asked.replicates):
+        for who, held, width in coverage(figure, asked.prompts, asked.replicates, asked.only):
             print(f"{figure:<24} {who:<16} {held:7.1%}   mean width {width:.3g}", flush=True)
 
 

@@ -119,6 +119,14 @@ def test_a_resample_draws_whole_prompts_and_as_many_of_each_stratum() -> None:
     assert (times == 1).all(axis=1).sum() < 5
 
 
+def test_the_interval_of_few_prompts_is_students() -> None:
+    values = np.random.default_rng(5).normal(size=20)
+    (score,) = refitted(20, lambda times: times @ values[:, None] / 20, resamples=40_000)
+    # Student's 97.5 % of 19 degrees of freedom is 2.093.
+    error = values.std(ddof=1) / math.sqrt(20)
+    assert (score.high - score.low) / 2 / error == pytest.approx(2.093, rel=0.03)
+
+
 def test_the_interval_of_a_mean_is_that_of_the_bootstrap_of_means() -> None:
     values = np.random.default_rng(3).normal(size=200)
     (score,) = refitted(200, lambda times: times @ values[:, None] / times.sum(axis=1, keepdims=True))
