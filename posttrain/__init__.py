@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from posttrain.data.read import read
     from posttrain.data.store import encode
     from posttrain.errors import PosttrainError
+    from posttrain.evaluate.ratings.rate import rate
     from posttrain.inference.run import solve
     from posttrain.inference.solution import Solution
     from posttrain.losses.custom import objective
@@ -148,6 +149,7 @@ _HOMES = {
     "merge": "posttrain.models.merging.call",
     "objective": "posttrain.losses.custom",
     "plan": "posttrain.planning.plan",
+    "rate": "posttrain.evaluate.ratings.rate",
     "read": "posttrain.data.read",
     "run_recipe": "posttrain.training.pipeline",
     "samples": "posttrain.runs.samples",
@@ -220,6 +222,7 @@ __all__ = [
     "merge",
     "objective",
     "plan",
+    "rate",
     "read",
     "run_recipe",
     "samples",

@@ -9,6 +9,7 @@ scores, the audit, the report):
 | a mean, a ratio, a correlation | percentile bootstrap (Efron 1979): `mean`, `average`, `unbounded`, `bootstrap` |
 | a change over the same prompts | percentile bootstrap of the differences: `paired_difference` |
 | such a change over several trainings | both drawn anew, seeds and prompts (Owen 2007): `over_seeds` |
+| what a whole fit gives (a rating, a coefficient) | bootstrap, expanded percentiles, fitted anew: `refitted` |
 | a figure of which only the standard error is known | the normal approximation: `from_error` |
 
 Shares need a method of their own because they live near 0 and 1, where the bootstrap is too narrow: of 20 right answers
@@ -130,6 +131,65 @@ def bootstrap(n: int, statistic: Callable[[np.ndarray], np.ndarray], seed: int =
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(np.concatenate(draws), [tail, 1 - tail])
     return Score(float(statistic(np.arange(n))), float(low), float(high), n)
+
+
+def refitted(
+    prompts: int,
+    fit: Callable[[np.ndarray], np.ndarray],
+    *,
+    cells: int = 1,
+    strata: np.ndarray | None = None,
+    resamples: int | None = None,
+) -> list[Score]:
+    """Bootstrap of everything that a fit gives, by prompt: all games of a prompt are drawn together, and the fit is
+    made anew for each resample, so that what it does not know is in the interval.
+
+    Its percentiles are expanded for few prompts (Hesterberg 2015, doi:10.1080/00031305.2015.1089789, section 5.3):
+    resamples vary less than samples do, and the plain ones of a mean of 20 values hold it in 93 of 100 samples.
+
+    Args:
+        fit: how often each prompt is drawn [R, prompts] to what is estimated [R, K]; called with ones for the
+            value itself.
+        cells: numbers that the fit holds of one resample, so that no more resamples are made at once than memory takes.
+        strata: [prompts], a label each: as many are drawn of each stratum as it has (domains of fixed size).
+        resamples: 2,000 if not given.
+    """
+    import numpy as np
+
+    resamples = RESAMPLES if resamples is None else resamples
+    rng = np.random.default_rng(0)
+    labels = np.zeros(prompts, dtype=int) if strata is None else np.unique(strata, return_inverse=True)[1]
+    members = [np.flatnonzero(labels == label) for label in range(int(labels.max(initial=-1)) + 1)]
+    rows = max(1, min(resamples, 4_000_000 // max(cells, prompts, 1)))
+    draws = []
+    for start in range(0, resamples, rows):
+        times_RC = np.zeros((min(rows, resamples - start), prompts))
+        for own in members:
+            times_RC[:, own] = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=len(times_RC))
+        draws.append(fit(times_RC))
+    tail = _expanded_tail(prompts)
+    low_K, high_K = np.quantile(np.concatenate(draws), [tail, 1 - tail], axis=0)
+    return [
+        Score(float(value), float(low), float(high), prompts)
+        for value, low, high in zip(fit(np.ones((1, prompts)))[0], low_K, high_K, strict=True)
+    ]
+
+
+def _expanded_tail(prompts: int) -> float:
+    """Share of the resamples beyond each end: 2.5 % of many prompts, 1.6 % of 20."""
+    freedom = max(1, prompts - 1)
+    # Student's quantile from the normal one (Abramowitz & Stegun, 26.7.5).
+    student = Z + (Z**3 + Z) / (4 * freedom) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * freedom**2)
+    return NormalDist().cdf(-student * math.sqrt((freedom + 1) / freedom))
+
+
+def outside_chance(score: Score, total: float) -> Score:
+    """The same figure of a share, with Wilson's interval around it as well where all but a few of `total` are at one
+    end: resamples of prompts that were all won are all alike, whatever is fitted to them."""
+    if min(score.value, 1 - score.value) * total >= FEW:
+        return score
+    low, high = wilson(score.value * total, total)
+    return Score(score.value, min(score.low, low), max(score.high, high), score.n)
 
 
 def from_error(value: float, standard_error: float) -> tuple[float, float]:

@@ -91,7 +91,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "Continue",
     ),
     "Rows that models make": ("distil", "make"),
-    "After a run": ("samples", "write_report"),
+    "After a run": ("samples", "write_report", "rate"),
     "Models at work": ("Policy", "RewardModel", "merge"),
     "Spend compute on an answer": (
         "solve",

@@ -195,6 +195,7 @@ def recipe_reference() -> str:
             for part in group(f"kind: {tag_of(record)}", record, ("kind",))
         ],
         *group("reward_model", suites.RewardModelOf),
+        *group("judge", suites.ComparingJudge),
         *group("sampling", suites.Sampling),
         *strategies(),
         "## Names from other tools\n",

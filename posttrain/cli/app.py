@@ -18,6 +18,7 @@ from posttrain.cli.models import models
 from posttrain.cli.new import new
 from posttrain.cli.plan import plan
 from posttrain.cli.quickstart import quickstart
+from posttrain.cli.rate import rate
 from posttrain.cli.report import report
 from posttrain.cli.run import run
 from posttrain.cli.samples import samples
@@ -39,6 +40,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "select": select,
     "generate": generate,
     "compare": compare,
+    "rate": rate,
     "score": score,
     "serve": serve,
     "merge": merge,

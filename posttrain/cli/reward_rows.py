@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from posttrain.data.read import Examples
+from posttrain.evaluate.reward_bench import BenchRow, score_reward_bench
 from posttrain.evaluate.steps import RIGHT
 from posttrain.losses.reward_rule import Combine
 from posttrain.models.devices import device_of
 from posttrain.models.folders.own_code import ModelCode
 from posttrain.models.reward.scoring import RewardModel, ensemble_rating, load_reward
 from posttrain.runs.progress import Phase, Progress
+from posttrain.runs.records.reward_bench import RewardBench
 from posttrain.types import Comparison, Example, StepwiseFeedback
 
 
@@ -23,7 +26,7 @@ def open_models(
 
 def scored_rows(
     models: Sequence[RewardModel],
-    examples: Examples,
+    examples: Examples | Sequence[Example],
     how: Combine,
     std_weight: float,
     head: str | None,
@@ -103,3 +106,32 @@ class Tally:
         return line + (
             f", the best response has the higher reward in {self.right / self.judged:.1%}" if self.judged else ""
         )
+
+
+class BenchTally:
+    """What RewardBench 2 says of the rewards; it keeps those of every record as it passes."""
+
+    def __init__(self, rows: Sequence[BenchRow]):
+        self.rows = rows
+        self.rewards: list[Sequence[float]] = []
+
+    def counted(self, record: dict[str, Any]) -> dict[str, Any]:
+        row = self.rows[len(self.rewards)]
+        self.rewards.append(record["rewards"])
+        # More than one answer may be right, so that none is the best.
+        return {
+            **{key: value for key, value in record.items() if key != "best"},
+            "subset": row.subset,
+            "id": row.id,
+            "right": len(row.chosen),
+        }
+
+    def record(self) -> RewardBench:
+        return score_reward_bench(self.rows, self.rewards)
+
+    def path_beside(self, out: Path) -> Path:
+        """rewards.jsonl -> rewards.reward_bench.json"""
+        return out.with_name(f"{out.stem}.reward_bench.json")
+
+    def __str__(self) -> str:
+        return f"RewardBench 2\n{self.record()}"

@@ -34,7 +34,7 @@ def score(
     """Write the reward of every response in a file.
 
     One line per row: its place, the rewards in the order of its responses, and their lengths. With several models, also
-    the rewards of each.
+    the rewards of each. Rows of RewardBench 2 are scored as that benchmark scores them.
     """
     from posttrain.cli.outputs import check_out, echo_json
     from posttrain.cli.progress import progress_on
@@ -43,6 +43,7 @@ def score(
     from posttrain.data import read
     from posttrain.data.write import write_jsonl
     from posttrain.models import require_known
+    from posttrain.runs.files import write_json
 
     check_out(out, "the rewards")
     if len(models) == 1:
@@ -51,15 +52,19 @@ def score(
         note_unused(f"`--combine {combine}` knows no standard deviation", std_weight=std_weight != 1)
     for name in models:  # before torch is loaded
         require_known(name)
-    examples = read(file, limit=limit)  # before the models: a mistake in the file is shown without a wait
+    from posttrain.evaluate.reward_bench import looks_like_reward_bench, read_reward_bench
 
-    from posttrain.cli.reward_rows import Tally, open_models, scored_rows
+    # Before the models: a mistake in the file is shown without a wait.
+    bench = read_reward_bench(file, limit) if looks_like_reward_bench(file) else None
+    examples = read(file, limit=limit) if bench is None else [row.comparison() for row in bench]
+
+    from posttrain.cli.reward_rows import BenchTally, Tally, open_models, scored_rows
 
     with progress_on(terminal(stderr=True)) as progress:
         opened = open_models(models, head, progress, model_code)
         with progress.phase("scoring", total=len(examples), unit="rows") as phase:
             rows = scored_rows(opened, examples, combine, std_weight, head, normalised, phase)
-            tally = Tally()
+            tally = Tally() if bench is None else BenchTally(bench)
             counted = (tally.counted(row) for row in rows)
             if out is not None:
                 write_jsonl(out, counted)
@@ -67,3 +72,5 @@ def score(
                 for row in counted:
                     echo_json(row)
         progress.say(f"{len(examples):,} rows{f' in {out}' if out else ''}: {tally}")
+        if isinstance(tally, BenchTally) and out is not None:
+            write_json(tally.path_beside(out), tally.record().to_json())

@@ -16,9 +16,18 @@ from posttrain.runs.records.merging import MergeComparison, TaskVector
 from posttrain.runs.records.reward import RewardEvaluation, StepEvaluation
 from posttrain.runs.records.stage import HeldOutScore, StepScore
 
-SHARES = ("match", "unwanted_match", "exact", "accuracy", "win_rate")
+SHARES = ("match", "unwanted_match", "exact", "accuracy", "win_rate", "lc_win_rate", "order_agreement")
 """Metrics that are shares of answers, shown in per cent."""
-GENERAL = ("length", "cut_share", "empty_share", "distinct_1", "distinct_2", "reward", "abstained_share")
+GENERAL = (
+    "length",
+    "cut_share",
+    "empty_share",
+    "distinct_1",
+    "distinct_2",
+    "reward",
+    "abstained_share",
+    "order_agreement",
+)
 """Metrics of every suite that the report shows and the final table leaves out."""
 
 _GRADES = {"bad": "bold red", "warn": "bold yellow"}
@@ -55,6 +64,8 @@ def _label(suite: str, metric: str) -> str:
     """identity, unrelated: perplexity change, sums pass@8"""
     if k := _PASS_AT_K.fullmatch(metric):
         return f"{suite} pass@{k[1]}"
+    if metric == "lc_win_rate":
+        return f"{suite}, at equal length"
     return suite if metric in SHARES else f"{suite}: {metric.replace('_', ' ')}"
 
 

@@ -10,15 +10,16 @@ request, `deita` two, `pass_rate` as many sampled answers as it has `samples`.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from posttrain.config.attempts import AttemptSampling
+from posttrain.config.judge_endpoint import STANDARD, JudgeEndpoint
 from posttrain.config.rewards import AnyReward
 from posttrain.config.score import ScoreSettings
 from posttrain.config.strategies.base import RewardModelScorer
-from posttrain.config.values import Float, Int, as_text, is_changed, listed, refuse, require_no_credential
+from posttrain.config.values import Float, Int, as_text, is_changed, listed, refuse
 
 
 class LanguageModelScore(ScoreSettings):
@@ -121,38 +122,11 @@ class RewardModelScore(RewardModelScorer, ScoreSettings):
         return self
 
 
-class JudgedScore(ScoreSettings):
+class JudgedScore(JudgeEndpoint, ScoreSettings):
     """A score by the replies of a model behind an OpenAI-compatible endpoint."""
 
-    url: str = Field(pattern=r"^https?://")
-    """Up to and with the version: http://localhost:8000/v1"""
-    model: str
-    """The model's name there."""
-    # The variable's name: recipes are shared, and every run folder keeps a copy of its recipe.
-    key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Name of the environment variable that holds the key; the key itself stands nowhere."""
-    temperature: Float = Field(default=0.0, ge=0)
-    """Of the judge's own sampling."""
-    max_tokens: Int = Field(default=512, ge=1)
-    """Of its reply, reasons included."""
     cache: Annotated[str | None, BeforeValidator(as_text)] = None
     """Folder of replies by the content of their question; null: in the selection's own folder."""
-    concurrency: Int = Field(default=8, ge=1)
-    """Requests at once."""
-    per_minute: Float | None = Field(default=None, gt=0)
-    """Requests a minute at most."""
-    retries: Int = Field(default=5, ge=0)
-    """After a failure that may pass; the waits double."""
-    timeout: Float = Field(default=120.0, gt=0)
-    """Seconds for one answer."""
-
-    # Before the form is checked, whose error shows what is written.
-    @field_validator("url", mode="before")
-    @classmethod
-    def _without_credential(cls, url: Any) -> Any:
-        return require_no_credential(
-            url, "take it out, export it as an environment variable, and name that: `key_env: NAME`"
-        )
 
 
 class JudgeScore(JudgedScore):
@@ -160,7 +134,7 @@ class JudgeScore(JudgedScore):
 
     kind: Literal["judge"]
     """`judge`: a mark from 1 to 10."""
-    standard: str = "helpfulness, correctness, relevance, and clarity"
+    standard: str = STANDARD
     """The rubric: what the judge goes by, in words."""
 
 

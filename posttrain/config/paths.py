@@ -97,7 +97,7 @@ def models_of(recipe: Recipe) -> Iterator[tuple[str, str]]:
         if isinstance(stage, MakingStage | Merge | Select):
             yield from ((".".join(map(str, (stage.name, *path))), name) for path, name in models_within(stage))
     for suite in recipe.evaluate.suites:
-        if isinstance(suite, WinRateSuite) and suite.reward_model.path is not None:
+        if isinstance(suite, WinRateSuite) and suite.reward_model is not None and suite.reward_model.path is not None:
             yield f"evaluate.suites.{suite.name}.reward_model.path", suite.reward_model.path
         if isinstance(suite, BudgetSuite):
             for path, name in models_within(suite):
@@ -158,10 +158,22 @@ class _Files:
             changes["modules"] = self._modules(suite.modules, (*here, "modules"))
         if isinstance(suite, PassAtKSuite):
             changes["rewards"] = self._rewards(suite.rewards, (*here, "rewards"))
-        if isinstance(suite, WinRateSuite) and suite.reward_model.path is not None:
+        if isinstance(suite, WinRateSuite):
+            changes |= self._judges(suite, here)
+        return suite.model_copy(update=changes)
+
+    def _judges(self, suite: WinRateSuite, here: KeyPath) -> dict[str, object]:
+        """Who judges in a win rate: a model, a judge's cache, or a file of votes."""
+        changes: dict[str, object] = {}
+        if suite.reward_model is not None and suite.reward_model.path is not None:
             path = self.model(suite.reward_model.path, (*here, "reward_model", "path"))
             changes["reward_model"] = suite.reward_model.model_copy(update={"path": path})
-        return suite.model_copy(update=changes)
+        if suite.judge is not None and suite.judge.cache is not None:
+            cache = self._base((*here, "judge", "cache")) / Path(suite.judge.cache).expanduser()
+            changes["judge"] = suite.judge.model_copy(update={"cache": str(cache)})
+        if suite.votes is not None:
+            changes["votes"] = self._file(suite.votes, (*here, "votes"), local=True)
+        return changes
 
     def _strategies_of(self, record: S, here: KeyPath) -> S:
         """The record with the files and models that strategies, scorers and merges name, wherever they stand."""

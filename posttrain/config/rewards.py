@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from posttrain.config.functions import ADDRESS
+from posttrain.config.judge_endpoint import STANDARD, JudgeEndpoint
 from posttrain.config.values import (
     Float,
     Int,
@@ -21,7 +22,6 @@ from posttrain.config.values import (
     as_text,
     choose,
     refuse,
-    require_no_credential,
     require_unique,
 )
 
@@ -289,49 +289,20 @@ class ModelReward(RewardSettings):
     """Where the model is: cpu, cuda, cuda:1."""
 
 
-class JudgeReward(RewardSettings):
+class JudgeReward(JudgeEndpoint, RewardSettings):
     """What a model behind an OpenAI-compatible endpoint thinks, 0 to 1."""
 
     kind: Literal["judge"]
     """`judge`: what does another model say?"""
-    url: str = Field(pattern=r"^https?://")
-    """Up to and with the version: http://localhost:8000/v1"""
-    model: str
-    """The model's name there."""
-    # The variable's name: recipes are shared, and every run folder keeps a copy of its recipe.
-    key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Name of the environment variable that holds the key; the key itself stands nowhere."""
     against: Literal["group", "answer", "nobody"] = "group"
     """Each response is compared with the others to its prompt, with the row's answer, or marked by itself."""
-    standard: str = "helpfulness, correctness, relevance, and clarity"
+    standard: str = STANDARD
     """What the judge goes by."""
     # All against all grows with the square of the group: 8 responses are 28 pairs, each asked twice.
     opponents: Int | None = Field(default=None, ge=1)
     """In a group: how many others each response meets; null: all."""
     show_reference: bool = False
     """The judge sees the row's answer."""
-    temperature: Float = Field(default=0.0, ge=0)
-    """Of the judge's own sampling."""
-    max_tokens: Int = Field(default=512, ge=1)
-    """Of its verdict, reasons included."""
-    cache: Annotated[str | None, BeforeValidator(as_text)] = None
-    """Folder of verdicts by the content of their question."""
-    concurrency: Int = Field(default=8, ge=1)
-    """Requests at once."""
-    per_minute: Float | None = Field(default=None, gt=0)
-    """Requests a minute at most."""
-    retries: Int = Field(default=5, ge=0)
-    """After a failure that may pass; the waits double."""
-    timeout: Float = Field(default=120.0, gt=0)
-    """Seconds for one answer."""
-
-    # Before the form is checked, whose error shows what is written.
-    @field_validator("url", mode="before")
-    @classmethod
-    def _without_credential(cls, url: Any) -> Any:
-        return require_no_credential(
-            url, "take it out, export it as an environment variable, and name that: `key_env: NAME`"
-        )
 
 
 class FunctionReward(RewardSettings):

@@ -140,8 +140,9 @@ class Recipe(Settings):
         check_adapters(self.stages)
         _check_saved(self.stages)
         for index, suite in enumerate(self.evaluate.suites):
-            if isinstance(suite, WinRateSuite) and suite.reward_model.stage is not None:
-                _check_judge(suite.reward_model.stage, before, ("evaluate", "suites", index, "reward_model", "stage"))
+            trained = suite.reward_model if isinstance(suite, WinRateSuite) else None
+            if trained is not None and trained.stage is not None:
+                _check_judge(trained.stage, before, ("evaluate", "suites", index, "reward_model", "stage"))
             if isinstance(suite, BudgetSuite):
                 for inner, scorer in scorers_of(suite):
                     if scorer.stage is not None:

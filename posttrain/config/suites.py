@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from posttrain.config.budget import BudgetSuite
 from posttrain.config.functions import Function, address_of
+from posttrain.config.judge_endpoint import STANDARD, JudgeEndpoint
 from posttrain.config.rewards import AnyReward
 from posttrain.config.suite_settings import Sampling as Sampling
 from posttrain.config.suite_settings import SuiteSettings as SuiteSettings
 from posttrain.config.suite_settings import without_empty_stop as without_empty_stop
-from posttrain.config.values import Float, Int, Pattern, Settings, refuse, require_unique
+from posttrain.config.values import Float, Int, Pattern, Settings, as_text, refuse, require_unique
 
 
 class SampledSuite(SuiteSettings):
@@ -96,13 +97,47 @@ class RewardModelOf(Settings):
         return self
 
 
+class ComparingJudge(JudgeEndpoint):
+    """A model behind an OpenAI-compatible endpoint that compares two answers, each pair in both orders."""
+
+    standard: str = STANDARD
+    """What the judge goes by."""
+    show_reference: bool = False
+    """The judge sees the row's answer."""
+    cache: Annotated[str | None, BeforeValidator(as_text)] = None
+    """Folder of replies by the content of their question, relative to the recipe; null: `verdicts` in the folder of the
+    start."""
+
+
+JUDGES = ("reward_model", "judge", "votes")
+"""Keys that say who judges in a suite of win rates."""
+
+
 class WinRateSuite(SampledSuite):
-    """How often a reward model prefers the answer to the start model's own answer; a tie counts half."""
+    """How often an answer is preferred to the start model's own answer, raw and at equal length; a tie counts half. By
+    a reward model, a judge or people: one of the three."""
 
     kind: Literal["win_rate"]
     """`win_rate`: is it better than what the start says?"""
-    reward_model: RewardModelOf
-    """Who judges. Answers that come before their judge is trained are kept, and judged then."""
+    reward_model: RewardModelOf | None = None
+    """A reward model judges. Answers that come before it is trained are kept, and judged then."""
+    judge: ComparingJudge | None = None
+    """A model behind an URL judges, each pair in both orders."""
+    votes: Annotated[str | None, BeforeValidator(as_text)] = None
+    """A file of people's votes, relative to the recipe; docs/ratings.md. What nobody has voted on is written beside the
+    answers, as rows to vote on."""
+
+    @model_validator(mode="after")
+    def _one_judge(self) -> Self:
+        given = [key for key in JUDGES if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise refuse(
+                "nobody judges" if not given else f"{' and '.join(f'`{key}`' for key in given)} both judge",
+                found=", ".join(given) or "none of the three",
+                expected=f"one of {', '.join(JUDGES)}",
+                remedy="write `reward_model: {stage: NAME}`, `judge: {url: ..., model: ...}` or `votes: FILE`",
+            )
+        return self
 
 
 class AnswerSampling(Sampling):

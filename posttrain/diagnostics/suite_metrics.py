@@ -23,6 +23,8 @@ MEANINGS = (
     (r"weighted_of_(\d+)_(.+)", Meaning(r"weighted best of \1 by \2", "share", Direction.UP, primary=True)),
     (r"solved_by_(.+)", Meaning(r"solved by \1", "share", Direction.UP, primary=True)),
     (r"win_rate", Meaning("win rate", "share", Direction.UP, primary=True)),
+    (r"lc_win_rate", Meaning("win rate at equal length", "share", Direction.UP)),
+    (r"order_agreement", Meaning("the judge says the same in both orders", "share", Direction.UP)),
     (r"reward", Meaning("mean reward", "", Direction.UP)),
     (r"perplexity_change", Meaning("perplexity change", "share", Direction.STILL, 0.05, primary=True)),
     (r"perplexity", Meaning("perplexity")),

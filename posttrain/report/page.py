@@ -26,6 +26,7 @@ from posttrain.report.merging import kept_view
 from posttrain.report.numbers import duration, size
 from posttrain.report.palette import custom_properties
 from posttrain.report.passk import passk_view
+from posttrain.report.ratings import ratings_view
 from posttrain.report.sections import view
 from posttrain.report.text import moment
 from posttrain.report.twins import twin_tables
@@ -75,6 +76,7 @@ def render(run: RunContents) -> str:
         table=table,
         interval_charts=_interval_charts(table),
         cross=cross_view(run),
+        ratings=ratings_view(run),
         passk=passk_view(run),
         kept=kept_view(run),
         budget=budget_view(run),

@@ -25,10 +25,13 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from posttrain.config.addresses import credential_in
 from posttrain.errors import ConfigError, RewardError
+
+if TYPE_CHECKING:  # the record needs nothing of this module, and this module nothing of pydantic
+    from posttrain.config.judge_endpoint import JudgeEndpoint
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 LONGEST_WAIT = 60.0
@@ -97,6 +100,19 @@ class Endpoint:
         self._lock = threading.Lock()
         self._next = 0.0
         self._chance = random.Random(0)
+
+    @classmethod
+    def of(cls, settings: JudgeEndpoint, cache: Path | None) -> Endpoint:
+        """The endpoint of a recipe's judge, with its folder of answers."""
+        return cls(
+            settings.url,
+            settings.model,
+            key_env=settings.key_env,
+            cache=cache,
+            retries=settings.retries,
+            timeout=settings.timeout,
+            per_minute=settings.per_minute,
+        )
 
     def ask(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
         """The text of the model's answer."""

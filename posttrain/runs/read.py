@@ -29,6 +29,7 @@ from posttrain.runs.records.evaluation import (
 from posttrain.runs.records.logs import Alarm, CorrectedPair, DroppedRow, HeldOutRow, MetricsLine, WatchedRow
 from posttrain.runs.records.merging import KeptSkill, MergeComparison, MergedSkills, SearchRecord
 from posttrain.runs.records.preflight import PreflightRecord
+from posttrain.runs.records.ratings import RunRatings
 from posttrain.runs.records.reward import CrossScores, PairRewards, RewardEvaluation, StepEvaluation, StepRewards
 from posttrain.runs.records.run import SCHEMA, RunRecord, StageEntry, Summary
 from posttrain.runs.records.selection import SelectionManifest
@@ -168,6 +169,8 @@ class RunContents:
     problems: list[Problem]
     cross_scores: CrossScores | None = None
     """Rewards of several policies' answers by several reward models."""
+    ratings: RunRatings | None = None
+    """Ratings of all policies, by suite of win rates."""
     pass_at_k: tuple[PassAtKChange, ...] = ()
     """What each stage did to pass@k."""
     merged_skills: tuple[KeptSkill, ...] = ()
@@ -239,6 +242,7 @@ def read_run(folder: Path) -> RunContents:
         ],
         problems=files.problems,
         cross_scores=files.document(folder / "cross_scores.json", CrossScores),
+        ratings=files.document(folder / "ratings.json", RunRatings),
         pass_at_k=changes.changes if changes is not None else (),
         merged_skills=skills.skills if skills is not None else (),
         twins=twins.comparisons if twins is not None else (),

@@ -20,6 +20,7 @@ from posttrain.config.twins import twin_pairs
 from posttrain.evaluate.cross_scoring import cross_scores_of_run, write_cross_scores
 from posttrain.evaluate.merging.kept import skills_of_run, write_skills
 from posttrain.evaluate.pass_at_k_change import changes_of_run, write_changes
+from posttrain.evaluate.rating_runs import ratings_of_run, write_ratings
 from posttrain.evaluate.runner import evaluate_model
 from posttrain.evaluate.twins import write_twins
 from posttrain.runs.folder import RunFolder, StageFolder
@@ -104,22 +105,25 @@ def judge_earlier(
 
 
 def write_run_cross_scores(run: RunFolder, suites: Sequence[SuiteSettings]) -> None:
-    """What the win rates' reward models gave every policy, side by side."""
+    """What the win rates' reward models gave every policy, side by side; and ratings of all policies by each suite."""
     judges = {
         suite.name: suite.reward_model.stage or Path(str(suite.reward_model.path)).name
         for suite in suites
-        if isinstance(suite, WinRateSuite)
+        if isinstance(suite, WinRateSuite) and suite.reward_model is not None
     }
     folders = {folder.name: folder.path for folder in [run.start, *run.stages()]}
     record = cross_scores_of_run(folders, judges)
     if record is not None:
         write_cross_scores(run.path, record)
+    rated = ratings_of_run(folders, [suite for suite in suites if isinstance(suite, WinRateSuite)])
+    if rated is not None:
+        write_ratings(run.path, rated)
 
 
 def _judges_of(suite: SuiteSettings) -> set[str | None]:
     """The stages that train what judges in a suite."""
     if isinstance(suite, WinRateSuite):
-        return {suite.reward_model.stage}
+        return set() if suite.reward_model is None else {suite.reward_model.stage}
     return {scorer.stage for _, scorer in scorers_of(suite)}
 
 
@@ -141,7 +145,7 @@ def _with_judge(suite: SuiteSettings, run: RunFolder) -> SuiteSettings:
     scorers."""
     if isinstance(suite, BudgetSuite):
         return with_scorers(suite, lambda scorer: with_trained(scorer, run))
-    if not isinstance(suite, WinRateSuite) or suite.reward_model.stage is None:
+    if not isinstance(suite, WinRateSuite) or suite.reward_model is None or suite.reward_model.stage is None:
         return suite
     judge = _trained(suite.reward_model.stage, run)
     # Until then the suite says itself that its judge is yet to be trained.

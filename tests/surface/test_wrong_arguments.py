@@ -68,6 +68,7 @@ def right_arguments(folder: Path) -> dict[str, dict[str, Any]]:
         "load": {"name_or_path": "nowhere", "progress": False},
         "load_recipe": {"path": "nowhere.yaml"},
         "load_reward": {"name_or_path": "nowhere"},
+        "rate": {"games": [{"prompt": "1", "model_a": "x", "model_b": "y", "winner": "x"}]},
         "read": {"data": ROWS},
         "samples": {"run": "nowhere"},
         "train": {

@@ -148,12 +148,4 @@ def _endpoint(settings: JudgedScore, tools: Tools) -> Endpoint:
     cache = Path(settings.cache).expanduser() if settings.cache is not None else None
     if cache is None and tools.cache is not None:
         cache = tools.cache / "replies"
-    return Endpoint(
-        settings.url,
-        settings.model,
-        key_env=settings.key_env,
-        cache=cache,
-        retries=settings.retries,
-        timeout=settings.timeout,
-        per_minute=settings.per_minute,
-    )
+    return Endpoint.of(settings, cache)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 from posttrain.config.budget import BudgetSuite
 from posttrain.config.suites import (
+    JUDGES,
     ExactSuite,
     FunctionSuite,
     MatchSuite,
@@ -37,7 +38,7 @@ SUITES: Mapping[type[SuiteSettings], SuiteKind] = {
     ExactSuite: SuiteKind(exact.load),
     NumberSuite: SuiteKind(number.load),
     PerplexitySuite: SuiteKind(perplexity.load),
-    WinRateSuite: SuiteKind(win_rate.load, rejudge=win_rate.rejudge, beside=("reward_model",)),
+    WinRateSuite: SuiteKind(win_rate.load, rejudge=win_rate.rejudge, beside=JUDGES),
     PassAtKSuite: SuiteKind(pass_at_k.load, beside=("modules",)),
     BudgetSuite: SuiteKind(budget.load, beside=budget.BESIDE, content=budget.content),
     FunctionSuite: SuiteKind(function.load, function.METRICS, beside=("modules",), content=function.content),

@@ -1,11 +1,14 @@
-"""`win_rate`, by a reward model: how often it prefers a model's answer to the start's own answer to the same prompt.
+"""`win_rate`: how often a model's answer is preferred to the start's own answer to the same prompt.
 
-    win_rate = mean over prompts of (1 if the answer's reward is higher, 1/2 if equal, 0 if lower)
+    win_rate = mean over prompts of (1 if the answer is preferred, 1/2 for a tie, 0 if the other is)
+    lc_win_rate = the same at equal length, see `ratings.length`
+
+By a reward model (the higher reward is preferred), a judge behind an URL (each pair in both orders) or people's votes.
 
 The start's answers are kept when the start is asked, in `start/evaluations/<suite>.jsonl`, and every later model is
-compared with exactly these; against itself the start has 1/2. In a recipe the judge may be a later stage than the
-model that is asked. Answers that come before their judge are kept without scores, and judged, not sampled again, when
-the judge is there:
+compared with exactly these; against itself the start has 1/2. In a recipe the reward model may be a later stage than
+the model that is asked. Answers that come before their judge are kept without scores, and judged, not sampled again,
+when the judge is there:
 
     start: asked    sft: asked    reward: trained, then start and sft judged    dpo: asked and judged
 
@@ -16,19 +19,25 @@ rows that are scored together.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
-from posttrain.config.suites import WinRateSuite
+import numpy as np
+
+from posttrain.config.suites import ComparingJudge, WinRateSuite
 from posttrain.data.questions import Question, questions
 from posttrain.data.write import write_jsonl
 from posttrain.errors import DataError, ResumeError
 from posttrain.evaluate.asking import Figures, SuiteRun, general_figures, write_answers
+from posttrain.evaluate.ratings.length import length_controlled
 from posttrain.evaluate.reward_scorers import open_scorer
 from posttrain.evaluate.suites.answers import GREEDY
-from posttrain.intervals import Score, mean, unbounded
+from posttrain.evaluate.suites.win_rate_files import write_games
+from posttrain.evaluate.suites.win_rate_judges import EndpointJudge, Pair, Votes
+from posttrain.intervals import Score, average, mean, unbounded
 from posttrain.models.folders.loading import resolve
 from posttrain.models.folders.manifest import folder_fingerprint
 from posttrain.parallel.calls import everywhere
@@ -38,20 +47,23 @@ from posttrain.runs.records.evaluation import AnswerLine, Figure, figures_of
 from posttrain.sampling import SamplingDistribution
 from posttrain.types import Example, Message
 
-METRICS = ("win_rate", "reward")
+METRICS = ("win_rate", "lc_win_rate", "reward", "order_agreement", "abstained_share")
 """What the judge says; the other figures describe the answers, whoever judges."""
 
 
 @dataclass(frozen=True, slots=True)
 class WinRate:
-    """Questions whose answers a reward model compares with the start's own."""
+    """Questions whose answers somebody compares with the start's own: one of `reward_model`, `judge`, `votes`."""
 
     name: str
     questions: Sequence[Question]
     reward_model: str | None
-    """Folder or name of the judge; None while it has yet to be trained."""
+    """Folder or name of the reward model; None while it has yet to be trained, and where others judge."""
     sampling: SamplingDistribution = GREEDY
     samples_per_prompt: int = 1
+    judge: ComparingJudge | None = None
+    votes: str | None = None
+    """File of people's votes."""
 
     def ask(self, asking: SuiteRun) -> Figures:
         groups, texts = asking.answers.to(self.name, self.questions, self.sampling, self.samples_per_prompt)
@@ -63,8 +75,9 @@ class WinRate:
 
 
 def load(settings: WinRateSuite, examples: list[Example], sampling: SamplingDistribution) -> WinRate:
-    judge = settings.reward_model.path
-    return WinRate(settings.name, questions(examples), judge, sampling, settings.samples_per_prompt)
+    trained = None if settings.reward_model is None else settings.reward_model.path
+    asked = questions(examples)
+    return WinRate(settings.name, asked, trained, sampling, settings.samples_per_prompt, settings.judge, settings.votes)
 
 
 def rejudge(
@@ -86,22 +99,26 @@ def outcome(text: str, reward: float, other_text: str, other_reward: float) -> f
 def judge_answers(
     suite: WinRate, out: Path, baseline: Path, *, device: str = "auto", progress: Progress | None = None
 ) -> Figures:
-    """Judge the answers that are kept under `out` against the start's under `baseline`, and write their rewards there.
+    """Judge the answers that are kept under `out` against the start's under `baseline`, and write the scores there.
 
-    What this judge has scored before is not scored again. Without a judge there is nothing to say, but that the start
+    What this judge has judged before is not judged again. Without a judge there is nothing to say, but that the start
     wins half against itself.
 
     Returns:
-        win_rate, and the answers' mean `reward`.
+        win_rate and lc_win_rate; of a reward model the answers' mean `reward`, of a judge its `order_agreement`, of a
+        judge and of people the `abstained_share` of prompts on which nobody said anything.
 
     Raises:
         ResumeError: the start was not asked these questions.
-        ModelError: the judge cannot be loaded.
+        ModelError: the reward model cannot be loaded.
+        RewardError: the judge does not answer.
     """
     is_start = out.resolve() == baseline.resolve()
+    if suite.judge is not None or suite.votes is not None:
+        return compare_answers(suite, out, baseline, progress or Progress())
     # The judge is a later stage of this recipe; `rejudge` comes back when it is trained.
     if suite.reward_model is None:
-        return {"win_rate": Score(0.5, 0.5, 0.5, len(suite.questions))} if is_start else {}
+        return _half(suite) if is_start else {}
     judge = _Judge(suite, suite.reward_model, device, progress or Progress())
     start = judge.rewarded(baseline)
     others = _by_prompt(start, suite)
@@ -115,11 +132,86 @@ def judge_answers(
         ]
     write_jsonl(answers_path(out, suite.name), (answer.to_json() for answer in judged))
     groups = _by_prompt(judged, suite)
-    won = mean([[_scored(answer) for answer in group] for group in groups])
+    won = _half(suite) if is_start else _won(groups, others)
+    return won | {"reward": unbounded([_mean_reward(group) for group in groups])}
+
+
+def _half(suite: WinRate) -> Figures:
+    """What the start has against itself."""
+    half = Score(0.5, 0.5, 0.5, len(suite.questions))
+    return {"win_rate": half, "lc_win_rate": half}
+
+
+def _won(groups: Sequence[Sequence[AnswerLine]], others: Sequence[Sequence[AnswerLine]]) -> Figures:
+    """Raw and at equal length, over the prompts on which somebody said something."""
+    points, longer, prompts = [], [], []
+    for index, (group, start) in enumerate(zip(groups, others, strict=True)):
+        for answer in group:
+            if answer.score is not None:
+                points.append(answer.score)
+                longer.append(len(answer.completion) - fmean(len(other.completion) for other in start))
+                prompts.append(index)
+    scored = [[answer.score for answer in group if answer.score is not None] for group in groups]
     return {
-        "win_rate": Score(0.5, 0.5, 0.5, won.n) if is_start else won,
-        "reward": unbounded([_mean_reward(group) for group in groups]),
+        "win_rate": mean([values for values in scored if values]),
+        "lc_win_rate": length_controlled(np.array(points), np.array(longer), np.array(prompts)),
     }
+
+
+# ---------------------------------------------------------------- by a judge, or by people
+
+
+def compare_answers(suite: WinRate, out: Path, baseline: Path, progress: Progress) -> Figures:
+    """The figures of answers that a judge or people compare with the start's, pair by pair.
+
+    Writes evaluations/<suite>.games.jsonl, what was judged, as `posttrain rate` reads it; and of votes
+    evaluations/<suite>.ballot.jsonl, the pairs that nobody has voted on.
+    """
+    start = _kept(baseline, suite)
+    judge = _comparing(suite, baseline, progress)
+    if out.resolve() == baseline.resolve():
+        write_jsonl(answers_path(out, suite.name), (replace(line, score=0.5).to_json() for line in start))
+        if isinstance(judge, EndpointJudge) and start:
+            judge.try_once(suite.questions[0].text, start[0].completion)
+        return _half(suite)
+    groups, others = _by_prompt(_kept(out, suite), suite), _by_prompt(start, suite)
+    met = [
+        (index, place, Pair(question.text, answer.completion, other.completion, question.answer or ""))
+        for index, question in enumerate(suite.questions)
+        for place, answer in enumerate(groups[index])
+        for other in others[index]
+    ]
+    outcomes = judge.outcomes([pair for *_, pair in met])
+    points: dict[tuple[int, int], list[float]] = defaultdict(list)
+    for (index, place, _), outcome_of_pair in zip(met, outcomes, strict=True):
+        if outcome_of_pair.points is not None:
+            points[index, place].append(outcome_of_pair.points)
+    judged = [
+        [replace(answer, score=fmean(own) if (own := points.get((index, place))) else None) for place, answer in group]
+        for index, group in ((index, list(enumerate(group))) for index, group in enumerate(groups))
+    ]
+    write_jsonl(answers_path(out, suite.name), (answer.to_json() for group in judged for answer in group))
+    pairs = [pair for *_, pair in met]
+    write_games(out, suite.name, (out.name, baseline.name), pairs, outcomes, is_ballot=suite.votes is not None)
+    silent = [float(all(answer.score is None for answer in group)) for group in judged]
+    said = {"abstained_share": average(silent)}
+    waiting = any(found.points is None for found in outcomes)
+    # Equal texts tie unasked: where nobody has judged the others yet, these alone are no win rate.
+    asked = [one for (*_, pair), one in zip(met, outcomes, strict=True) if pair.answer != pair.other]
+    if waiting and all(one.points is None for one in asked):
+        return said
+    agreed = defaultdict(list)
+    for (index, _, pair), one in zip(met, outcomes, strict=True):
+        if one.orders is not None and pair.answer != pair.other:
+            agreed[index].append(float(one.orders[0] == one.orders[1]))
+    return _won(judged, others) | ({"order_agreement": mean(list(agreed.values()))} if agreed else {}) | said
+
+
+def _comparing(suite: WinRate, baseline: Path, progress: Progress) -> EndpointJudge | Votes:
+    if suite.judge is not None:
+        return EndpointJudge(suite.name, suite.judge, baseline, progress)
+    assert suite.votes is not None
+    return Votes(suite.votes)
 
 
 class _Judge:
@@ -168,11 +260,6 @@ def _against(answer: AnswerLine, others: Sequence[AnswerLine]) -> float:
 def _reward(answer: AnswerLine) -> float:
     assert answer.reward is not None  # `rewarded` has judged every answer by now
     return answer.reward
-
-
-def _scored(answer: AnswerLine) -> float:
-    assert answer.score is not None
-    return answer.score
 
 
 def _mean_reward(group: Sequence[AnswerLine]) -> float:

@@ -28,6 +28,7 @@ from posttrain.runs.records.logs import (
 from posttrain.runs.records.merging import MergeComparison, MergedSkills, SearchRecord
 from posttrain.runs.records.preflight import HeartbeatRecord, PreflightRecord
 from posttrain.runs.records.queue import QueuedGroup
+from posttrain.runs.records.ratings import BallotLine, GameLine, RunRatings
 from posttrain.runs.records.reward import CrossScores, PairRewards, RewardEvaluation, StepEvaluation, StepRewards
 from posttrain.runs.records.run import RunRecord, Summary
 from posttrain.runs.records.sampled import ExaminationLine, RolloutLine
@@ -39,6 +40,7 @@ RUN_FILES: Mapping[str, type[Record]] = {
     "run.json": RunRecord,
     "summary.json": Summary,
     "cross_scores.json": CrossScores,
+    "ratings.json": RunRatings,
     "pass_at_k.json": PassAtKChanges,
     "merges.json": MergedSkills,
     "twins.json": TwinComparisons,
@@ -68,6 +70,8 @@ STAGE_FILES: Mapping[str, type[Record]] = {
     "evaluations/<suite>.counts.json": PassAtKCounts,
     "evaluations/<suite>.budget.json": BudgetCurves,
     "evaluations/<suite>.trees.jsonl": SolutionLine,
+    "evaluations/<suite>.games.jsonl": GameLine,
+    "evaluations/<suite>.ballot.jsonl": BallotLine,
     "evaluations/identity.json": SuiteIdentities,
     "evaluations/metrics.json": SuiteMeanings,
     "baseline/<suite>.jsonl": BaselineAnswer,

@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from posttrain.config.judge_endpoint import STANDARD
 from posttrain.data.origin import Origin
 from posttrain.inference.prompts import question_text
-from posttrain.rewards.judge import STANDARD, Match, pair_question, verdict_of
+from posttrain.rewards.judge import Match, pair_question, verdict_of
 from posttrain.synthesis.attempts import Attempt
 from posttrain.synthesis.pairs.best_worst import different
 from posttrain.synthesis.pairs.made import Made
