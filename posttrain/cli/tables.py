@@ -11,12 +11,15 @@ from rich.text import Text
 
 from posttrain.report.verdict import RunVerdict
 from posttrain.runs.layout import model_label
-from posttrain.runs.records.evaluation import Figure, SuiteScores
+from posttrain.runs.records.evaluation import Figure, PairedChanges, SuiteScores
 from posttrain.runs.records.merging import MergeComparison, TaskVector
 from posttrain.runs.records.reward import RewardEvaluation, StepEvaluation
 from posttrain.runs.records.stage import HeldOutScore, StepScore
 
-SHARES = ("match", "unwanted_match", "exact", "accuracy", "win_rate")
+SHARES = (
+    *("match", "unwanted_match", "exact", "accuracy", "win_rate", "instructions", "arithmetic"),
+    *("f1", "exact_match", "rouge_l", "rouge_lsum", "rouge_1", "rouge_2"),
+)
 """Metrics that are shares of answers, shown in per cent."""
 GENERAL = ("length", "cut_share", "empty_share", "distinct_1", "distinct_2", "reward", "abstained_share")
 """Metrics of every suite that the report shows and the final table leaves out."""
@@ -49,6 +52,12 @@ def final_table(evaluations: Mapping[str, SuiteScores]) -> Table:
         entries = (evaluation.suites.get(suite, {}).get(metric) for evaluation in evaluations.values())
         table.add_row(_label(suite, metric), *(figure(entry, metric) for entry in entries))
     return table
+
+
+def paired_lines(paired: PairedChanges) -> list[str]:
+    """What the last stage changed on the same items, a line for each figure; then what each stage cost."""
+    last = paired.changes[-1].stage if paired.changes else ""
+    return [*(change.said for change in paired.changes if change.stage == last), *paired.cost.values()]
 
 
 def _label(suite: str, metric: str) -> str:

@@ -25,7 +25,7 @@ from typing import Any
 from torch import nn
 
 from posttrain.config.suite_settings import without_empty_stop
-from posttrain.config.suites import SampledSuite, SuiteSettings
+from posttrain.config.suites import PromptSuite, SampledSuite, SuiteSettings
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.sources.files import combined_fingerprint, open_sources
 from posttrain.diagnostics.suite_metrics import meaning
@@ -189,24 +189,30 @@ def _identities(
     is_start = folder.path.resolve() == baseline.resolve()
     identities = {}
     for suite in suites:
-        questions = content_of(suite.prompts)
+        questions = content_of(suite)
         kept = baseline_path(baseline, suite.name)
         # What later models are compared with is part of the question; for the start it is part of the answer.
         answers = sha256_of(kept) if kept.exists() and not is_start else None
         kind = SUITES[type(suite)]
         # A goal changes no answer: a recipe that gets one is not asked everything anew.
         asking = suite.model_dump(exclude={*kind.beside, "goal"})
-        asking["sampling"] = without_empty_stop(asking["sampling"])
+        if "sampling" in asking:
+            asking["sampling"] = without_empty_stop(asking["sampling"])
         asked = [weights, asking, questions, seed, answers, encoding.template_identity]
         # Only where a kind has some: figures of older runs keep their hash.
-        asked += [kind.content(suite)] if kind.content is not None else []
+        asked += [kind.content(suite)] if kind.content is not None and isinstance(suite, PromptSuite) else []
         content = json.dumps(asked, sort_keys=True, default=repr)
         identities[suite.name] = hashlib.sha256(content.encode()).hexdigest()
     return identities
 
 
-def content_of(prompts: str) -> str:
-    """A hash of the rows of a suite; an address that makes tasks is its own content."""
+def content_of(suite: SuiteSettings) -> str:
+    """A hash of the rows of a suite; an address that makes tasks is its own content. A kind without prompts says itself
+    what its figures depend on."""
+    if not isinstance(suite, PromptSuite):
+        kind = SUITES[type(suite)]
+        return "" if kind.content is None else kind.content(suite)
+    prompts = suite.prompts
     return prompts if prompts.startswith(GYM) else combined_fingerprint(open_sources(prompts))
 
 

@@ -20,8 +20,8 @@ from posttrain.config.twins import TwinPair
 from posttrain.diagnostics.suite_metrics import meaning
 from posttrain.errors import DataError
 from posttrain.evaluate.pass_at_k import read_counts
-from posttrain.evaluate.pass_at_k_change import change, sign_flip
-from posttrain.intervals import CONFIDENCE, Difference, paired_difference, prompts_to_tell
+from posttrain.evaluate.pass_at_k_change import change
+from posttrain.intervals import CONFIDENCE, Difference, paired_difference, prompts_to_tell, sign_flip
 from posttrain.runs.files import read_json
 from posttrain.runs.folder import RunFolder, StageFolder
 from posttrain.runs.paired import paired_scores

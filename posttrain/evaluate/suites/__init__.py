@@ -19,14 +19,36 @@ from posttrain.config.suites import (
     NumberSuite,
     PassAtKSuite,
     PerplexitySuite,
+    PromptSuite,
     SuiteSettings,
     WinRateSuite,
+)
+from posttrain.config.text_suites import (
+    BleuSuite,
+    ChrfSuite,
+    F1Suite,
+    LmEvalSuite,
+    RetentionSuite,
+    RougeSuite,
+    TextPerplexitySuite,
 )
 from posttrain.data.questions import Question, questions
 from posttrain.evaluate.asking import Suite
 from posttrain.evaluate.questions import examples_of
-from posttrain.evaluate.suites import budget, exact, function, match, number, pass_at_k, perplexity, win_rate
-from posttrain.evaluate.suites.answers import AnswerSuite
+from posttrain.evaluate.suites import (
+    budget,
+    exact,
+    function,
+    match,
+    number,
+    pass_at_k,
+    perplexity,
+    references,
+    retention,
+    text_perplexity,
+    win_rate,
+)
+from posttrain.evaluate.suites.answers import GREEDY, AnswerSuite
 from posttrain.evaluate.suites.kind import SuiteKind
 from posttrain.sampling import SamplingDistribution
 
@@ -41,6 +63,14 @@ SUITES: Mapping[type[SuiteSettings], SuiteKind] = {
     PassAtKSuite: SuiteKind(pass_at_k.load, beside=("modules",)),
     BudgetSuite: SuiteKind(budget.load, beside=budget.BESIDE, content=budget.content),
     FunctionSuite: SuiteKind(function.load, function.METRICS, beside=("modules",), content=function.content),
+    F1Suite: SuiteKind(references.load_f1, references.METRICS),
+    BleuSuite: SuiteKind(references.load_bleu, references.METRICS),
+    ChrfSuite: SuiteKind(references.load_chrf, references.METRICS),
+    RougeSuite: SuiteKind(references.load_rouge, references.METRICS),
+    TextPerplexitySuite: SuiteKind(
+        text_perplexity.load, text_perplexity.METRICS, beside=("texts",), content=text_perplexity.content
+    ),
+    RetentionSuite: SuiteKind(retention.load, retention.METRICS, content=retention.content),
 }
 """What is done with each kind of a recipe's suites."""
 
@@ -51,5 +81,7 @@ def load_suite(settings: SuiteSettings) -> Suite:
     Raises:
         DataError: the file cannot be read, or a row lacks the answer that the suite's kind compares with.
     """
+    if not isinstance(settings, PromptSuite):
+        return SUITES[type(settings)].load(settings, [], GREEDY)
     sampling = SamplingDistribution(**settings.sampling.model_dump())
     return SUITES[type(settings)].load(settings, examples_of(settings), sampling)

@@ -14,7 +14,8 @@ from posttrain.sampling import SamplingDistribution
 from posttrain.types import Example
 
 Load = Callable[[Any, list[Example], SamplingDistribution], Suite]
-"""(the recipe's settings, the rows, how answers are drawn) -> the suite. Raises DataError for rows that do not fit."""
+"""(the recipe's settings, the rows, how answers are drawn) -> the suite; a kind without prompts gets no rows. Raises
+DataError for rows that do not fit."""
 Rejudge = Callable[[Any, Mapping[str, Figure], Path, Path, str, Progress], dict[str, Figure]]
 """(the loaded suite, its figures so far, out, baseline, device, progress) -> its figures now, as evaluation.json has
 them."""

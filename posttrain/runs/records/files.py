@@ -9,6 +9,7 @@ from posttrain.runs.records.budget import BudgetCurves, SolutionLine
 from posttrain.runs.records.evaluation import (
     AnswerLine,
     BaselineAnswer,
+    PairedChanges,
     PassAtKChanges,
     PassAtKCounts,
     SuiteIdentities,
@@ -40,6 +41,7 @@ RUN_FILES: Mapping[str, type[Record]] = {
     "summary.json": Summary,
     "cross_scores.json": CrossScores,
     "pass_at_k.json": PassAtKChanges,
+    "paired.json": PairedChanges,
     "merges.json": MergedSkills,
     "twins.json": TwinComparisons,
 }

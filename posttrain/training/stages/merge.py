@@ -110,7 +110,7 @@ def _searched(ctx: StageContext[Merge], search: WeightSearch) -> MergeSettings:
     rests_on = [
         stage.model_dump(mode="json", include={"merge", "search"}),
         {key: value for key, value in content_of_models(stage).items()},
-        [(suite.model_dump(mode="json"), content_of(suite.prompts)) for suite in suites],
+        [(suite.model_dump(mode="json"), content_of(suite)) for suite in suites],
         [ctx.seed, ctx.split_seed, None if encoding is None else encoding.template_identity],
     ]
     identity = hashlib.sha256(json.dumps(rests_on, sort_keys=True, default=repr).encode()).hexdigest()
