@@ -19,6 +19,8 @@ from posttrain.intervals import FLIPS, Difference, Score, blocks, bootstrap
 if TYPE_CHECKING:  # a page without such figures is made without numpy
     import numpy as np
 
+Formula = Callable[["np.ndarray"], "np.ndarray"]
+"""Sums over rows, [..., K], to the figure, [...]."""
 BLEU_ORDERS = 4
 """Papineni et al. 2002, section 2.1.3."""
 
@@ -85,25 +87,42 @@ def bits(sums_K: np.ndarray) -> np.ndarray:
     return sums_K[..., 0] / sums_K[..., 1] / np.log(2)
 
 
-FORMULAS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+FORMULAS: Mapping[str, Formula] = {
     "bleu": bleu,
     "chrf": chrf,
     "text_perplexity": exp_ratio,
     "word_perplexity": exp_ratio,
+    "byte_perplexity": exp_ratio,
     "bits_per_byte": bits,
 }
 """By the metric's name, what the sums of its rows become."""
 
 
+OF_ANY_TASK = ("word_perplexity", "byte_perplexity", "bits_per_byte")
+"""Figures of lm-eval, which are called by their task too: `wikitext_word_perplexity`."""
+
+
+def formula_of(metric: str) -> Formula | None:
+    """What the sums of a metric's rows become; None of a metric that is a mean of its rows."""
+    ending = next((name for name in OF_ANY_TASK if metric.endswith(f"_{name}")), metric)
+    return FORMULAS.get(ending)
+
+
+def _formula(metric: str) -> Formula:
+    found = formula_of(metric)
+    assert found is not None, metric
+    return found
+
+
 def corpus_score(metric: str, sums_PK: np.ndarray) -> Score:
     """The figure of all rows, and its interval: the percentile bootstrap over rows."""
-    formula = FORMULAS[metric]
+    formula = _formula(metric)
     return bootstrap(len(sums_PK), lambda index: formula(_drawn(index, sums_PK)))
 
 
 def corpus_change(metric: str, before_PK: np.ndarray, after_PK: np.ndarray) -> Difference:
     """After minus before on the same rows, drawn together: what is merely hard about a row drops out."""
-    formula = FORMULAS[metric]
+    formula = _formula(metric)
     found = bootstrap(
         len(before_PK), lambda index: formula(_drawn(index, after_PK)) - formula(_drawn(index, before_PK))
     )
@@ -125,7 +144,7 @@ def exchanged(metric: str, before_PK: np.ndarray, after_PK: np.ndarray) -> float
     models' answers to random rows (Riezler and Maxwell 2005, "On some pitfalls in automatic evaluation")."""
     import numpy as np
 
-    formula = FORMULAS[metric]
+    formula = _formula(metric)
     changed = ~np.isclose(before_PK, after_PK, rtol=0, atol=1e-12).all(axis=-1)
     if not changed.any():
         return 1.0

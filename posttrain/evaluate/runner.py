@@ -48,7 +48,7 @@ from posttrain.rewards.gym import SOURCE as GYM
 from posttrain.runs.files import read_json, write_json
 from posttrain.runs.folder import StageFolder, answers_path
 from posttrain.runs.progress import Progress
-from posttrain.runs.records.evaluation import Figure, SuiteIdentities, SuiteMeanings, SuiteScores, figures_of
+from posttrain.runs.records.evaluation import Figure, Meaning, SuiteIdentities, SuiteMeanings, SuiteScores, figures_of
 
 SuiteFigures = dict[str, Mapping[str, Figure]]
 """{suite: {metric: figure}}"""
@@ -153,7 +153,7 @@ def evaluate_suites(
 def _write_meanings(suites: Sequence[SuiteSettings], evaluation: SuiteFigures, out: Path) -> None:
     """evaluations/metrics.json, if a kind has figures of its own, or a suite a goal: how the report calls and judges
     them."""
-    meanings = {suite.name: metrics for suite in suites if (metrics := SUITES[type(suite)].metrics)}
+    meanings = {suite.name: metrics for suite in suites if (metrics := _metrics_of(suite, out))}
     for suite in suites:
         if isinstance(suite, SampledSuite) and suite.goal is not None:
             own = meanings.get(suite.name, {})
@@ -166,6 +166,11 @@ def _write_meanings(suites: Sequence[SuiteSettings], evaluation: SuiteFigures, o
     else:
         # A goal that was taken out of the recipe since must not be missed for ever.
         path.unlink(missing_ok=True)
+
+
+def _metrics_of(suite: SuiteSettings, out: Path) -> Mapping[str, Meaning]:
+    kind = SUITES[type(suite)]
+    return kind.metrics if kind.described is None else kind.described(suite.name, out)
 
 
 # ---------------------------------------------------------------- asked before

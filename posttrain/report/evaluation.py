@@ -124,10 +124,11 @@ def judge(before: Figure, after: Figure, how: Meaning, paired: Paired | None) ->
     if how.wanted is Direction.STILL and how.limit is not None:
         return _judge_still(after, how, how.limit)
     if paired is not None:
-        clear, moved = paired.clear, paired.value
+        clear, moved, same = paired.clear, paired.difference.value, paired.difference
         why = (
-            f"{difference(moved, how.unit)} over the same {paired.n} prompts, 95 % interval "
-            f"{difference(paired.low, how.unit).removesuffix(' points')} to {difference(paired.high, how.unit)}"
+            f"{difference(moved, how.unit)} over the same {same.n} prompts, 95 % interval "
+            f"{difference(same.low, how.unit).removesuffix(' points')} to {difference(same.high, how.unit)}, "
+            f"p = {paired.p:.2g}"
         )
     else:
         moved = after.value - before.value

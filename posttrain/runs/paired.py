@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from posttrain.diagnostics.corpus_figures import FORMULAS, corpus_change, exchanged
+from posttrain.diagnostics.corpus_figures import Formula, corpus_change, exchanged, formula_of
 from posttrain.intervals import Difference, paired_difference, sign_flip, smallest_change, smallest_of_interval, spread
 from posttrain.runs.records.evaluation import AnswerLine, Figure
 
@@ -47,8 +47,8 @@ def paired_change(
     """What a figure of the same suite became; None where the two cannot be paired (see `paired_scores`)."""
     import numpy as np
 
-    if metric in FORMULAS:
-        sums = _paired_sums(metric, before, after, start, end)
+    if (formula := formula_of(metric)) is not None:
+        sums = _paired_sums(metric, formula, before, after, start, end)
         if sums is None:
             return None
         found = corpus_change(metric, *sums)
@@ -100,18 +100,20 @@ def scores_by_prompt(answers: Sequence[AnswerLine], figure: Figure, metric: str 
 
 
 def _paired_sums(
-    metric: str, before: Sequence[AnswerLine], after: Sequence[AnswerLine], start: Figure, end: Figure
+    metric: str, formula: Formula, before: Sequence[AnswerLine], after: Sequence[AnswerLine], start: Figure, end: Figure
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """What each prompt adds to the figure, [prompts, sums], of both models in the same order."""
     import numpy as np
 
-    ones, twos = _sums_by_prompt(metric, before, start), _sums_by_prompt(metric, after, end)
+    ones, twos = _sums_by_prompt(metric, formula, before, start), _sums_by_prompt(metric, formula, after, end)
     if ones is None or twos is None or ones.keys() != twos.keys():
         return None
     return np.stack(list(ones.values())), np.stack([twos[prompt] for prompt in ones])
 
 
-def _sums_by_prompt(metric: str, answers: Sequence[AnswerLine], figure: Figure) -> dict[str, np.ndarray] | None:
+def _sums_by_prompt(
+    metric: str, formula: Formula, answers: Sequence[AnswerLine], figure: Figure
+) -> dict[str, np.ndarray] | None:
     import numpy as np
 
     found: dict[str, np.ndarray] = {}
@@ -120,7 +122,7 @@ def _sums_by_prompt(metric: str, answers: Sequence[AnswerLine], figure: Figure) 
         if own is None:
             continue
         found[answer.prompt] = found.get(answer.prompt, 0) + np.asarray(own, dtype=float)
-    if not found or not _close(float(FORMULAS[metric](sum(found.values(), np.zeros(1)))), figure.value):
+    if not found or not _close(float(formula(sum(found.values(), np.zeros(1)))), figure.value):
         return None
     return found
 

@@ -39,6 +39,7 @@ from posttrain.evaluate.suites import (
     budget,
     exact,
     function,
+    lm_eval,
     match,
     number,
     pass_at_k,
@@ -70,6 +71,7 @@ SUITES: Mapping[type[SuiteSettings], SuiteKind] = {
     TextPerplexitySuite: SuiteKind(
         text_perplexity.load, text_perplexity.METRICS, beside=("texts",), content=text_perplexity.content
     ),
+    LmEvalSuite: SuiteKind(lm_eval.load, described=lm_eval.described, beside=("tasks",), content=lm_eval.content),
     RetentionSuite: SuiteKind(retention.load, retention.METRICS, content=retention.content),
 }
 """What is done with each kind of a recipe's suites."""

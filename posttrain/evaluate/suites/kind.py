@@ -29,6 +29,8 @@ class SuiteKind:
     metrics: Mapping[str, Meaning] = field(default_factory=dict)
     """How the report calls and judges figures that `diagnostics.suite_metrics` does not know, by their names. They are
     written beside the figures, for the report reads folders and no kinds."""
+    described: Callable[[str, Path], Mapping[str, Meaning]] | None = None
+    """(suite, the stage's folder) -> the same, of a kind whose figures are known when they are measured."""
     beside: tuple[str, ...] = ()
     """Settings that change no answer: a change of theirs alone does not have the model asked again."""
     content: Callable[[Any], str] | None = None

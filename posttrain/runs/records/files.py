@@ -16,6 +16,7 @@ from posttrain.runs.records.evaluation import (
     SuiteMeanings,
     SuiteScores,
 )
+from posttrain.runs.records.lm_eval import LmEvalResults
 from posttrain.runs.records.logs import (
     Alarm,
     AnsweredLine,
@@ -69,6 +70,7 @@ STAGE_FILES: Mapping[str, type[Record]] = {
     "evaluations/<suite>.jsonl": AnswerLine,
     "evaluations/<suite>.counts.json": PassAtKCounts,
     "evaluations/<suite>.budget.json": BudgetCurves,
+    "evaluations/<suite>.lm_eval.json": LmEvalResults,
     "evaluations/<suite>.trees.jsonl": SolutionLine,
     "evaluations/identity.json": SuiteIdentities,
     "evaluations/metrics.json": SuiteMeanings,
