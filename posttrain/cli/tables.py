@@ -16,9 +16,11 @@ from posttrain.runs.records.merging import MergeComparison, TaskVector
 from posttrain.runs.records.reward import RewardEvaluation, StepEvaluation
 from posttrain.runs.records.stage import HeldOutScore, StepScore
 
+ALONE = ("match", "unwanted_match", "exact", "accuracy", "win_rate")
+"""The one figure of their suite, which stands for it in a table."""
 SHARES = (
-    *("match", "unwanted_match", "exact", "accuracy", "win_rate", "instructions", "arithmetic"),
-    *("f1", "exact_match", "rouge_l", "rouge_lsum", "rouge_1", "rouge_2"),
+    *ALONE,
+    *("instructions", "arithmetic", "f1", "exact_match", "rouge_l", "rouge_lsum", "rouge_1", "rouge_2"),
 )
 """Metrics that are shares of answers, shown in per cent."""
 GENERAL = ("length", "cut_share", "empty_share", "distinct_1", "distinct_2", "reward", "abstained_share")
@@ -30,16 +32,18 @@ _OF_STRATEGIES = re.compile(r"(oracle|majority)_at_\d+|(best|weighted)_of_\d+_.+
 """Shares of prompts that a suite of kind budget measures."""
 
 
-def final_table(evaluations: Mapping[str, SuiteScores]) -> Table:
+def final_table(evaluations: Mapping[str, SuiteScores], titles: Mapping[str, str] | None = None) -> Table:
     """One row per figure, one column per stage, with 95 % intervals.
 
     Args:
         evaluations: {stage: figures of its suites}, as `RunFolder.evaluations` has it.
+        titles: {stage: what its column is called}, where they are no stages of a training.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
     for stage in evaluations:
-        table.add_column("before" if stage == "start" else f"after {stage}", justify="right")
+        title = "before" if stage == "start" else f"after {stage}"
+        table.add_column(Text((titles or {}).get(stage, title)), justify="right")
     rows = dict.fromkeys(
         (suite, metric)
         for evaluation in evaluations.values()
@@ -64,7 +68,7 @@ def _label(suite: str, metric: str) -> str:
     """identity, unrelated: perplexity change, sums pass@8"""
     if k := _PASS_AT_K.fullmatch(metric):
         return f"{suite} pass@{k[1]}"
-    return suite if metric in SHARES else f"{suite}: {metric.replace('_', ' ')}"
+    return suite if metric in ALONE else f"{suite}: {metric.replace('_', ' ')}"
 
 
 MOST_FINDINGS = 3

@@ -112,6 +112,8 @@ def _own_change(suite: str, metric: str, how: Meaning, end: Figure, folder: Stag
 def _unclear(found: Paired, how: Meaning) -> str:
     if found.clear:
         return ""
+    if found.smallest == 0:
+        return ": no item changed" if found.difference.value == 0 else ": too few items to tell"
     smallest = _moved(found.smallest, how).removeprefix("+")
     return f": not clear; a change of {smallest} would have shown four times in five"
 

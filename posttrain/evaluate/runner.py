@@ -37,6 +37,7 @@ from posttrain.evaluate.asking import (
     baseline_path,
     undisturbed,
 )
+from posttrain.evaluate.detectable import detectable
 from posttrain.evaluate.suites import SUITES, load_suite
 from posttrain.models.devices import device_of
 from posttrain.models.folders.fingerprint import weights_fingerprint
@@ -91,6 +92,10 @@ def evaluate_model(
     missing = [suite for suite in suites if suite.name not in known]
     if missing:
         loaded_suites = [load_suite(settings) for settings in missing]
+        if folder.path.resolve() == baseline.resolve():  # once, and not again for every stage
+            for settings, suite in zip(missing, loaded_suites, strict=True):
+                for said in what_it_can_show(settings, suite):
+                    progress.say(said)
 
         def ask(asked: EvaluatedModel) -> SuiteFigures:
             return evaluate_suites(asked, loaded_suites, folder.path, baseline=baseline, progress=progress)
@@ -173,6 +178,12 @@ def _metrics_of(suite: SuiteSettings, out: Path) -> Mapping[str, Meaning]:
     return kind.metrics if kind.described is None else kind.described(suite.name, out)
 
 
+def what_it_can_show(settings: SuiteSettings, suite: Suite) -> list[str]:
+    """The smallest change that a suite detects, a sentence for each figure; see `posttrain.evaluate.detectable`."""
+    items = SUITES[type(settings)].items
+    return [] if items is None else detectable(settings.name, items(suite))
+
+
 # ---------------------------------------------------------------- asked before
 
 
@@ -194,7 +205,7 @@ def _identities(
     is_start = folder.path.resolve() == baseline.resolve()
     identities = {}
     for suite in suites:
-        questions = content_of(suite)
+        questions = content_of_suite(suite)
         kept = baseline_path(baseline, suite.name)
         # What later models are compared with is part of the question; for the start it is part of the answer.
         answers = sha256_of(kept) if kept.exists() and not is_start else None
@@ -211,13 +222,16 @@ def _identities(
     return identities
 
 
-def content_of(suite: SuiteSettings) -> str:
-    """A hash of the rows of a suite; an address that makes tasks is its own content. A kind without prompts says itself
-    what its figures depend on."""
+def content_of_suite(suite: SuiteSettings) -> str:
+    """A hash of the rows of a suite; a kind without prompts says itself what its figures depend on."""
     if not isinstance(suite, PromptSuite):
         kind = SUITES[type(suite)]
         return "" if kind.content is None else kind.content(suite)
-    prompts = suite.prompts
+    return content_of(suite.prompts)
+
+
+def content_of(prompts: str) -> str:
+    """A hash of the rows of a file; an address that makes tasks is its own content."""
     return prompts if prompts.startswith(GYM) else combined_fingerprint(open_sources(prompts))
 
 

@@ -184,8 +184,8 @@ def write_summary(run: RunFolder, stage_names: Sequence[str], asked: Sequence[Su
     stages = [run.start, *(run.stage(name) for name in stage_names)]
     table = {folder.name: figures for folder in [*stages, *run.earlier()] if (figures := _figures(folder))}
     run.write(Summary(table))
-    if asked and run.start.exists:
-        write_paired(run.path, changes_of_run([run.start, *(folder for folder in stages[1:] if folder.exists)]))
+    if asked:
+        write_paired(run.path, changes_of_run(stages))
     suites = [suite.name for suite in asked if isinstance(suite, PassAtKSuite)]
     if suites:
         write_changes(run.path, pass_at_k_changes_of_run({folder.name: folder.path for folder in stages}, suites))

@@ -22,7 +22,7 @@ from posttrain.data.sources.files import FileSource, SavedDataset, combine_finge
 from posttrain.data.sources.hub import HubSource
 from posttrain.data.sources.source import DataSource
 from posttrain.errors import SourceError
-from posttrain.evaluate.runner import content_of as content_of_suite
+from posttrain.evaluate.runner import content_of_suite
 from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.folders.loading import LoadedModel, resolve
 from posttrain.models.folders.manifest import folder_fingerprint

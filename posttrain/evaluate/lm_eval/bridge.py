@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import lm_eval.utils
 from lm_eval.api.instance import Instance
@@ -29,7 +29,7 @@ from posttrain.evaluate.lm_eval.likelihood import Continuations, ContinuationSco
 from posttrain.rollout.text import cut_at_stop
 from posttrain.runs.progress import Progress
 from posttrain.sampling import SamplingDistribution
-from posttrain.types import Message
+from posttrain.types import Message, Role
 
 LONGEST_ANSWER = 256
 """Tokens, where a task says nothing: lm-eval's own default."""
@@ -41,7 +41,7 @@ Encoded = tuple[tuple[str, str], list[int], list[int]]
 """((context, continuation), ids of the context, ids of the continuation), as `TemplateLM.loglikelihood` makes them."""
 
 
-class BridgeLM(TemplateLM):  # type: ignore[misc]
+class BridgeLM(TemplateLM):
     """BridgeLM(EvaluatedModel.of(model, tokenizer), Progress())"""
 
     def __init__(self, asked: EvaluatedModel, progress: Progress | None = None):
@@ -92,7 +92,7 @@ class BridgeLM(TemplateLM):  # type: ignore[misc]
             TemplateError: the template refuses the conversation.
         """
         template = self.asked.encoder.template
-        messages = [template.plain(Message(turn["role"], turn["content"])) for turn in chat_history]
+        messages = [template.plain(Message(cast(Role, turn["role"]), turn["content"])) for turn in chat_history]
         if add_generation_prompt:
             return template.prompt(messages)
         # lm-eval asks for this where an answer begins with given words: the last turn stays open.
@@ -100,6 +100,12 @@ class BridgeLM(TemplateLM):  # type: ignore[misc]
         return template.prompt(before) + str(last["content"])
 
     # ------------------------------------------------------------ likelihoods
+
+    def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """(log-prob, whether greedy decoding would say it) of each request's continuation."""
+        # A progress of our own is shown.
+        found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
+        return found
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Encoded | tuple[None, list[int], list[int]]], **_: Any
@@ -121,7 +127,7 @@ class BridgeLM(TemplateLM):  # type: ignore[misc]
             phase.advance(len(requests), tokens=sum(map(len, continuations)))
         found: dict[int, tuple[float, bool]] = {}
         for own, likelihoods in zip(places.values(), scored, strict=True):
-            found |= {number: tuple(one) for number, one in zip(own, likelihoods, strict=True)}
+            found |= {number: (one.logprob, one.is_greedy) for number, one in zip(own, likelihoods, strict=True)}
         return [found[number] for number in range(len(requests))]
 
     def _require_room(self, texts: tuple[str, str] | None, context: list[int], continuation: list[int]) -> None:
@@ -175,9 +181,8 @@ class BridgeLM(TemplateLM):  # type: ignore[misc]
                 )
             prompts = [self.tok_encode(requests[number].args[0])[-room:] for number in own]
             with self._progress.phase(f"lm-eval: {task}", total=len(own), unit="answers") as phase:
-                groups = self.asked.engine.generate(
-                    prompts, drawn, on_finish=lambda _, __, done, phase=phase: phase.advance(1, tokens=len(done.ids))
-                )
+                groups = self.asked.engine.generate(prompts, drawn)
+                phase.advance(len(own), tokens=sum(len(completion.ids) for (completion,) in groups))
             for number, (completion,) in zip(own, groups, strict=True):
                 text = self.tokenizer.decode(list(completion.answer_ids), skip_special_tokens=True)
                 answers[number] = cut_at_stop(text, until)

@@ -134,7 +134,7 @@ def _meaning(task: str, figure: TaskFigure, about: str) -> Meaning:
     return Meaning(title, unit, wanted or Direction.OPEN, primary=True)
 
 
-SHARES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "f1", "mcc", "em", "pass@1")
+SHARES = frozenset({"acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "f1", "em", "pass@1"})
 """Metrics of lm-eval that lie between 0 and 1."""
 
 

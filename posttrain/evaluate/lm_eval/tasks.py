@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,7 +47,7 @@ def load_tasks(names: Sequence[str]) -> Mapping[str, Any]:
     # Reading the thousands of tasks that come with lm-eval takes seconds, and a name of the user's own may be theirs.
     has_names = any(not is_task_file(name) for name in names)
     manager = TaskManager(include_path=folders or None, include_defaults=has_names)
-    with TemporaryDirectory() as scratch:
+    with TemporaryDirectory() as scratch, quiet():
         specs: list[str] = []
         for name in names:
             if is_task_file(name):
@@ -56,6 +58,28 @@ def load_tasks(names: Sequence[str]) -> Mapping[str, Any]:
     for name, task in loaded["tasks"].items():
         _require_askable(name, task)
     return loaded
+
+
+def set_examples(loaded: Mapping[str, Any], num_fewshot: int | None, seed: int) -> None:
+    """How many examples stand before a question, as lm-eval's own command sets it: a task that says 0 keeps it, and one
+    that says nothing has none."""
+    for task in loaded["tasks"].values():
+        said = task.get_config("num_fewshot")
+        if said is None or (num_fewshot is not None and said != 0):
+            task.set_config(key="num_fewshot", value=num_fewshot or 0)
+        task.set_fewshot_seed(seed=seed)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without lm-eval's remarks on the defaults that it takes: what counts of them stands in the results."""
+    logger = logging.getLogger("lm_eval")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def fingerprint_of_tasks(names: Sequence[str]) -> str:

@@ -49,30 +49,32 @@ from posttrain.evaluate.suites import (
     text_perplexity,
     win_rate,
 )
-from posttrain.evaluate.suites.answers import GREEDY, AnswerSuite
+from posttrain.evaluate.suites.answers import GREEDY, AnswerSuite, questions_of
 from posttrain.evaluate.suites.kind import SuiteKind
 from posttrain.sampling import SamplingDistribution
 
 __all__ = ["SUITES", "AnswerSuite", "Question", "SuiteKind", "load_suite", "questions"]
 
 SUITES: Mapping[type[SuiteSettings], SuiteKind] = {
-    MatchSuite: SuiteKind(match.load),
-    ExactSuite: SuiteKind(exact.load),
-    NumberSuite: SuiteKind(number.load),
+    MatchSuite: SuiteKind(match.load, items=questions_of),
+    ExactSuite: SuiteKind(exact.load, items=questions_of),
+    NumberSuite: SuiteKind(number.load, items=questions_of),
     PerplexitySuite: SuiteKind(perplexity.load),
     WinRateSuite: SuiteKind(win_rate.load, rejudge=win_rate.rejudge, beside=("reward_model",)),
-    PassAtKSuite: SuiteKind(pass_at_k.load, beside=("modules",)),
+    PassAtKSuite: SuiteKind(pass_at_k.load, items=pass_at_k.items, beside=("modules",)),
     BudgetSuite: SuiteKind(budget.load, beside=budget.BESIDE, content=budget.content),
     FunctionSuite: SuiteKind(function.load, function.METRICS, beside=("modules",), content=function.content),
-    F1Suite: SuiteKind(references.load_f1, references.METRICS),
+    F1Suite: SuiteKind(references.load_f1, references.METRICS, items=questions_of),
     BleuSuite: SuiteKind(references.load_bleu, references.METRICS),
     ChrfSuite: SuiteKind(references.load_chrf, references.METRICS),
-    RougeSuite: SuiteKind(references.load_rouge, references.METRICS),
+    RougeSuite: SuiteKind(references.load_rouge, references.METRICS, items=questions_of),
     TextPerplexitySuite: SuiteKind(
         text_perplexity.load, text_perplexity.METRICS, beside=("texts",), content=text_perplexity.content
     ),
-    LmEvalSuite: SuiteKind(lm_eval.load, described=lm_eval.described, beside=("tasks",), content=lm_eval.content),
-    RetentionSuite: SuiteKind(retention.load, retention.METRICS, content=retention.content),
+    LmEvalSuite: SuiteKind(
+        lm_eval.load, described=lm_eval.described, items=lm_eval.items, beside=("tasks",), content=lm_eval.content
+    ),
+    RetentionSuite: SuiteKind(retention.load, retention.METRICS, items=retention.items, content=retention.content),
 }
 """What is done with each kind of a recipe's suites."""
 

@@ -35,5 +35,8 @@ class SuiteKind:
     """Settings that change no answer: a change of theirs alone does not have the model asked again."""
     content: Callable[[Any], str] | None = None
     """(settings) -> what its figures depend on beside the settings and the rows: the source of a function."""
+    items: Callable[[Any], Mapping[str, int]] | None = None
+    """(the loaded suite) -> {figure: how many items it is a mean of}, of figures that are means of scores in [0, 1];
+    "" is the only one. None: what the suite can show is not known before it is asked."""
     rejudge: Rejudge | None = None
     """Judges answers that were kept, without asking the model: their judge may have been trained since."""

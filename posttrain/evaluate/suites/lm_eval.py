@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+import torch
 
 from posttrain.config.text_suites import LmEvalSuite
 from posttrain.data.write import write_jsonl
 from posttrain.evaluate.asking import Figures, SuiteRun
-from posttrain.evaluate.lm_eval.results import Measured, meanings, measured
-from posttrain.evaluate.lm_eval.tasks import fingerprint_of_tasks, load_tasks, require_lm_eval
+from posttrain.evaluate.lm_eval.results import SHARES, Measured, meanings, measured
+from posttrain.evaluate.lm_eval.tasks import (
+    fingerprint_of_tasks,
+    load_tasks,
+    quiet,
+    require_lm_eval,
+    set_examples,
+)
 from posttrain.runs.files import read_json, write_json
 from posttrain.runs.folder import answers_path
 from posttrain.runs.records.evaluation import Meaning
@@ -22,69 +31,71 @@ from posttrain.types import Example
 
 @dataclass(frozen=True, slots=True)
 class Harness:
-    """Harness(LmEvalSuite(name="harness", kind="lm_eval", tasks=("arc_easy",)))"""
+    """Harness(LmEvalSuite(name="harness", kind="lm_eval", tasks=("arc_easy",)), {"arc_easy": 2376})"""
 
     settings: LmEvalSuite
+    documents: Mapping[str, int]
+    """{task: how many documents it asks}, of tasks that have a share."""
 
     @property
     def name(self) -> str:
         return self.settings.name
 
     def ask(self, asking: SuiteRun) -> Figures:
-        found, _ = self.measured(asking)
+        found = self.measured(asking)
         write_jsonl(answers_path(asking.out, self.name), (line.to_json() for line in found.lines))
         write_json(results_path(asking.out, self.name), found.record.to_json())
         return found.figures
 
-    def measured(self, asking: SuiteRun) -> tuple[Measured, Mapping[str, Any]]:
-        """What lm-eval measured in our words, and in its own.
+    def measured(self, asking: SuiteRun) -> Measured:
+        """What lm-eval measured, in our words.
 
         Raises:
             ConfigError, SourceError: see `load_tasks`.
         """
-        # Tasks are built anew for each model: lm-eval keeps requests and answers in them.
-        loaded = load_tasks(self.settings.tasks)
         import lm_eval
 
         from posttrain.evaluate.lm_eval.bridge import BridgeLM
 
         settings = self.settings
-        results = lm_eval.simple_evaluate(
-            model=BridgeLM(asking.asked, asking.progress),
-            tasks=[*loaded["groups"].values(), *_alone(loaded)],
-            num_fewshot=settings.num_fewshot,
-            limit=settings.limit,
-            apply_chat_template=settings.apply_chat_template,
-            fewshot_as_multiturn=settings.apply_chat_template and settings.fewshot_as_multiturn,
-            system_instruction=settings.system_instruction,
-            log_samples=True,
-            bootstrap_iters=BOOTSTRAPS,
-            random_seed=settings.seed,
-            numpy_random_seed=settings.seed,
-            torch_random_seed=settings.seed,
-            fewshot_random_seed=settings.seed,
-        )
+        # As lm-eval's command does: some tasks draw what they show. `undisturbed` is around every evaluation.
+        random.seed(settings.seed)
+        np.random.seed(settings.seed)
+        torch.manual_seed(settings.seed)
+        # Tasks are built anew for each model: lm-eval keeps requests and answers in them.
+        loaded = load_tasks(settings.tasks)
+        set_examples(loaded, settings.num_fewshot, settings.seed)
+        with quiet():
+            results = lm_eval.evaluate(
+                lm=BridgeLM(asking.asked, asking.progress),
+                task_dict=loaded,
+                limit=settings.limit,
+                bootstrap_iters=BOOTSTRAPS,
+                log_samples=True,
+                system_instruction=settings.system_instruction,
+                apply_chat_template=settings.apply_chat_template,
+                fewshot_as_multiturn=settings.apply_chat_template and settings.fewshot_as_multiturn,
+            )
         assert results is not None, "lm-eval gives results on the one rank that asks"
         version = str(lm_eval.__version__)
-        said = measured(results, version=version, chat_template=settings.apply_chat_template, seed=settings.seed)
-        return said, results
+        return measured(results, version=version, chat_template=settings.apply_chat_template, seed=settings.seed)
 
 
 BOOTSTRAPS = 1_000
 """Resamples of lm-eval's own standard errors, of metrics that are no mean."""
 
 
-def _alone(loaded: Mapping[str, Any]) -> list[Any]:
-    """The tasks that stand in no group."""
-    within = {name for children in loaded["group_map"].values() for name in children}
-    return [task for name, task in loaded["tasks"].items() if name not in within]
-
-
 def load(settings: LmEvalSuite, _: list[Example], __: SamplingDistribution) -> Harness:
     """Raises MissingExtraError, ConfigError and SourceError: see `load_tasks`."""
     # Now and not after training: data that cannot be read would end the run when its models are there.
-    load_tasks(settings.tasks)
-    return Harness(settings)
+    tasks = load_tasks(settings.tasks)["tasks"]
+    limit = settings.limit
+    counts = {name: len(task.eval_docs) for name, task in tasks.items() if SHARES & set(task.aggregation())}
+    return Harness(settings, {name: min(count, limit or count) for name, count in counts.items()})
+
+
+def items(suite: Harness) -> Mapping[str, int]:
+    return suite.documents
 
 
 def content(settings: LmEvalSuite) -> str:

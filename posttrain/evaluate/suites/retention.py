@@ -113,6 +113,11 @@ def load(settings: RetentionSuite, _: list[Example], sampling: SamplingDistribut
     return Retention(settings.name, TextPerplexity(settings.name, texts), parts, answers)
 
 
+def items(suite: Retention) -> dict[str, int]:
+    """How many prompts each share is a mean of."""
+    return {part.metric: len(part.tasks) for part in suite.parts}
+
+
 def content(_: RetentionSuite) -> str:
     """The rows that come with posttrain: a later version may have others."""
     return "".join(sha256_of(Path(shipped_file(source))) for source in (TEXT, INSTRUCTIONS, ARITHMETIC))
