@@ -10,7 +10,9 @@ of long contexts on the left, where answers stop. Deviations:
 1. Answers also end at the stop tokens that the model was trained to end its turns with; `hf` does that where the
    folder's generation_config.json names them, which for exports of posttrain is the same.
 2. A chat template that refuses the system message is an error; `hf` drops the message with a warning.
-3. An option of sampling that we do not know is an error; `hf` hands it to transformers.
+3. A model with learned positions (GPT-2) reads one token less of a text that is cut: our passes hold the last token of
+   a continuation too, and there is no position for it.
+4. An option of sampling that we do not know is an error; `hf` hands it to transformers.
 """
 
 from __future__ import annotations
@@ -71,6 +73,12 @@ class BridgeLM(TemplateLM):
         return int(next((number for number in known if number is not None), DEFAULT_POSITIONS))
 
     @property
+    def _room(self) -> int:
+        """Tokens of a context and its continuation together; as in `hf`, the last is only predicted."""
+        # Rotary positions go on after the last one that was trained; of learned ones there is no further.
+        return self.max_length + (1 if getattr(self._config, "rope_parameters", None) else 0)
+
+    @property
     def max_gen_toks(self) -> int:
         return LONGEST_ANSWER
 
@@ -115,8 +123,7 @@ class BridgeLM(TemplateLM):
         continuations: list[tuple[int, ...]] = []
         for number, (texts, context, continuation) in enumerate(requests):
             self._require_room(texts, context, continuation)
-            # As `hf` does: one more than the model's positions, for the last token is only predicted.
-            whole = tuple(context + continuation)[-(self.max_length + 1) :]
+            whole = tuple(context + continuation)[-self._room :]
             continuations.append(whole[len(whole) - len(continuation) :])
             places[whole[: len(whole) - len(continuation)]].append(number)
         asked = [
@@ -131,13 +138,13 @@ class BridgeLM(TemplateLM):
         return [found[number] for number in range(len(requests))]
 
     def _require_room(self, texts: tuple[str, str] | None, context: list[int], continuation: list[int]) -> None:
-        if context and continuation and len(continuation) <= self.max_length:
+        if context and continuation and len(continuation) < self._room:
             return
         raise ConfigError(
             "a continuation of a task cannot be scored",
             found=f"{len(continuation):,} tokens after a context of {len(context):,}"
             + (f": {texts[1][:60]!r}" if texts else ""),
-            expected=f"1 to {self.max_length:,} tokens, the model's positions",
+            expected=f"1 to {self._room - 1:,} tokens, the model's positions",
             remedy="correct the task's `doc_to_choice` or `doc_to_target`, or evaluate a model with more positions",
         )
 
@@ -150,7 +157,7 @@ class BridgeLM(TemplateLM):
             rolling = lm_eval.utils.get_rolling_token_windows(
                 token_list=self.tok_encode(text),
                 prefix_token=self.prefix_token_id,
-                max_seq_len=self.max_length,
+                max_seq_len=self._room - 1,
                 context_len=1,
             )
             own = [(None, *lm_eval.utils.make_disjoint_window(window)) for window in rolling]
