@@ -38,7 +38,7 @@ FILTERED = {
         {"name": "whole", "filter": [{"function": "take_first"}]},
     ],
 }
-TASKS = {"choose": NORMED, "roll": WORDS, "long": LONG, "generate": FILTERED}
+TASKS: dict[str, dict[str, Any]] = {"choose": NORMED, "roll": WORDS, "long": LONG, "generate": FILTERED}
 
 
 @pytest.fixture
@@ -173,7 +173,8 @@ def test_the_suite_of_a_recipe(folder: Path, embedded: Any, tmp_path: Path) -> N
     assert found["choose_acc"].value == theirs["choose"]["acc,none"] and found["choose_acc"].n == len(ROWS)
     for name in ("word_perplexity", "byte_perplexity", "bits_per_byte"):
         assert found[f"roll_{name}"].value == pytest.approx(theirs["roll"][f"{name},none"], rel=1e-4)
-        assert found[f"roll_{name}"].low < found[f"roll_{name}"].value < found[f"roll_{name}"].high
+        figure = found[f"roll_{name}"]
+        assert figure.low is not None and figure.high is not None and figure.low < figure.value < figure.high
     record = read_json(tmp_path / "start" / "evaluations" / "harness.lm_eval.json")
     assert record["tasks"]["choose"]["version"] == "1.5" and record["tasks"]["choose"]["num_fewshot"] == 0
     assert len(read_jsonl(tmp_path / "start" / "evaluations" / "harness.jsonl")) == 2 * len(ROWS)
@@ -188,6 +189,7 @@ def test_what_is_refused(folder: Path, tmp_path: Path, embedded: Any) -> None:
     with pytest.raises(SourceError, match="cannot be read"):
         load_tasks([str(folder / "gone.yaml")])
     asked = EvaluatedModel.of(embedded.model, embedded.tokenizer, encoding=embedded.speech.settings())
+    drawing: Any = GENERATE["generation_kwargs"]
     for options, problem in (
         ({"num_beams": 4}, "beams"),
         ({"typical_p": 0.5}, "typical_p"),
@@ -196,7 +198,7 @@ def test_what_is_refused(folder: Path, tmp_path: Path, embedded: Any) -> None:
         inner = tmp_path / problem
         inner.mkdir()
         (inner / "rows.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
-        write_task(inner, "mine", {**GENERATE, "generation_kwargs": {**GENERATE["generation_kwargs"], **options}})
+        write_task(inner, "mine", {**GENERATE, "generation_kwargs": {**drawing, **options}})
         with pytest.raises(PosttrainError, match=problem):
             evaluated(BridgeLM(asked), inner)
     assert EMBEDDED.is_dir()

@@ -189,8 +189,10 @@ class PairedChange(Record):
 
 @dataclass(frozen=True, slots=True)
 class PairedChanges(WholeFile):
-    """paired.json: what each stage changed against the start on the same items; `cost` says what a suite of kind
-    retention found, by stage."""
+    """paired.json: PairedChanges((PairedChange("sums", "accuracy", "dpo", ...),), cost={"dpo": "what did dpo cost?"})
+
+    What each stage changed against the start on the same items; `cost` is what a suite of kind retention found.
+    """
 
     FILE = "paired.json"
 

@@ -150,7 +150,8 @@ def test_which_names_are_files() -> None:
 
 def test_without_lm_eval_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "find_spec", lambda name: None)
-    (suite,) = Evaluation(suites=[{"name": "h", "kind": "lm_eval", "tasks": "arc_easy"}]).suites  # type: ignore[list-item]
+    given: Any = [{"name": "h", "kind": "lm_eval", "tasks": "arc_easy"}]
+    (suite,) = Evaluation(suites=given).suites
     with pytest.raises(MissingExtraError, match=r"posttrain\[lm_eval\]"):
         load_suite(suite)
 

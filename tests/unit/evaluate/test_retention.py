@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,14 +45,15 @@ def test_the_rows_of_the_package() -> None:
 
 
 def test_a_recipe_asks_for_it_in_one_word() -> None:
-    given = {"suites": [{"name": "sums", "kind": "number", "prompts": "x.jsonl"}], "retention": True}
-    asked = Evaluation(**given)  # type: ignore[arg-type]
+    given: Any = {"suites": [{"name": "sums", "kind": "number", "prompts": "x.jsonl"}], "retention": True}
+    asked = Evaluation(**given)
     assert [suite.name for suite in asked.suites] == ["sums", "retention"]
     # As it is written to the run's folder and read again: once, not twice.
     assert Evaluation(**asked.model_dump()).suites == asked.suites
     assert Evaluation(retention=True).suites == (SETTINGS,)
+    taken: Any = [{"name": "retention", "kind": "number", "prompts": "x"}]
     with pytest.raises(ConfigError, match="retention"):
-        Evaluation(retention=True, suites=[{"name": "retention", "kind": "number", "prompts": "x"}])  # type: ignore[list-item]
+        Evaluation(retention=True, suites=taken)
 
 
 def written(folder: Path, change: Figure, rights: list[float]) -> StageFolder:

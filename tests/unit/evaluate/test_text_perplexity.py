@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,7 +96,7 @@ def test_figures_are_those_of_a_slow_loop(tmp_path: Path) -> None:
 
 
 def test_windows_that_do_not_fit(tmp_path: Path) -> None:
-    tiny = model()
+    tiny: Any = model()
     positions = tiny.config.max_position_embeddings
     assert window_of(tiny, None, None) == (min(2048, positions), min(2048, positions) // 2)
     with pytest.raises(ConfigError, match="longer than what the model can read"):
