@@ -4,8 +4,9 @@
     # "sums, accuracy: 48.0 % to 75.0 %, +27.0 points [+15.0, +39.0] on the same 60 items, p = 0.0005"
 
 Both tests have to agree before a change is called one: the paired bootstrap's interval leaves out 0, and the paired
-randomisation test has p of 0.05 or less (`posttrain.runs.paired`). A figure that is itself a change against the start,
-as a perplexity's, is paired by its own making. Of a change that is not clear it is said how large one would have shown.
+randomisation test has p of 0.05 or less (`posttrain.diagnostics.paired`). A figure that is itself a change against the
+start, as a perplexity's, is paired by its own making. Of a change that is not clear it is said how large one would have
+shown.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from posttrain.diagnostics.paired import Paired, paired_change
 from posttrain.diagnostics.suite_metrics import meaning
 from posttrain.evaluate.suites.retention import METRICS as RETENTION
 from posttrain.intervals import Score, smallest_of_interval
 from posttrain.runs.files import read_json
 from posttrain.runs.folder import RunFolder, StageFolder
-from posttrain.runs.paired import Paired, paired_change
 from posttrain.runs.records.evaluation import (
     Figure,
     Meaning,

@@ -1,8 +1,8 @@
 """The final table: what the suites measured before and after each stage, and whether it moved.
 
 A change is called clear only if chance does not explain it: where both evaluations kept what each prompt adds, by the
-95 % interval of the change over the same prompts and by the paired randomisation test (`posttrain.runs.paired`); else
-if the two 95 % intervals do not overlap, which is stricter.
+95 % interval of the change over the same prompts and by the paired randomisation test
+(`posttrain.diagnostics.paired`); else if the two 95 % intervals do not overlap, which is stricter.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
+from posttrain.diagnostics.paired import Paired, paired_change
 from posttrain.diagnostics.suite_metrics import meaning
 from posttrain.report.numbers import difference, interval, number
-from posttrain.runs.paired import Paired, paired_change
 from posttrain.runs.read import Evaluated, RunContents
 from posttrain.runs.records.evaluation import AnswerLine, Direction, Figure, Meaning
 

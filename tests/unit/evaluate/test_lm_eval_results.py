@@ -11,12 +11,12 @@ import pytest
 
 from posttrain.config.suites import Evaluation
 from posttrain.config.text_suites import LmEvalSuite, is_task_file
+from posttrain.diagnostics.paired import paired_change
 from posttrain.errors import ConfigError, MissingExtraError, PosttrainError
 from posttrain.evaluate.lm_eval import tasks
 from posttrain.evaluate.lm_eval.results import meanings, measured
 from posttrain.evaluate.suites import load_suite
 from posttrain.intervals import from_error, share
-from posttrain.runs.paired import paired_change
 from posttrain.runs.records.evaluation import Direction
 from posttrain.runs.records.lm_eval import LmEvalResults
 

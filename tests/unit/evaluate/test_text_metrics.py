@@ -12,6 +12,7 @@ import torch
 from posttrain.config.suites import Sampling
 from posttrain.config.text_suites import BleuSuite, ChrfSuite, F1Suite, RougeSuite
 from posttrain.data import read
+from posttrain.diagnostics.paired import paired_change
 from posttrain.errors import MissingExtraError, RowError
 from posttrain.evaluate.asking import EvaluatedModel
 from posttrain.evaluate.metrics import translation
@@ -20,7 +21,6 @@ from posttrain.evaluate.metrics.squad import SquadF1, exact_match, normalised, t
 from posttrain.evaluate.runner import evaluate_suites
 from posttrain.evaluate.suites import load_suite
 from posttrain.evaluate.suites.references import ReferenceAnswers, references_of
-from posttrain.runs.paired import paired_change
 from posttrain.runs.records.evaluation import AnswerLine
 from tests.fixtures import byte_tokenizer, tiny_model
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.diagnostics.paired import Paired
 from posttrain.diagnostics.suite_metrics import meaning
 from posttrain.errors import SourceError
 from posttrain.intervals import Difference, paired_difference, quantile
@@ -52,7 +53,6 @@ from posttrain.report.summaries import (
 from posttrain.report.text import moment, short_row, shorten
 from posttrain.report.verdict import overfit, verdict
 from posttrain.runs.folder import RunFolder
-from posttrain.runs.paired import Paired
 from posttrain.runs.read import Curve, RunContents, read_run
 from posttrain.runs.records.evaluation import Direction, Figure, Meaning
 from posttrain.runs.records.logs import Alarm

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from posttrain.diagnostics.paired import paired_change, scores_by_prompt
 from posttrain.intervals import (
     Difference,
     deviation_of_change,
@@ -14,7 +15,6 @@ from posttrain.intervals import (
     smallest_of_interval,
     spread,
 )
-from posttrain.runs.paired import paired_change, scores_by_prompt
 from posttrain.runs.records.evaluation import AnswerLine, Figure
 
 
