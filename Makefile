@@ -21,7 +21,7 @@ $(USER_READY): pyproject.toml constraints.txt
 	touch $(USER_READY)
 
 $(READY): $(USER_READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,audit,rl,serve]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,audit,rl,serve,metrics]'
 	touch $(READY)
 
 demo: $(USER_READY)

@@ -8,6 +8,7 @@ scores, the audit, the report):
 | a share of yes or no | Wilson (1927, eq. 7): `share`, `wilson` |
 | a mean, a ratio, a correlation | percentile bootstrap (Efron 1979): `mean`, `average`, `unbounded`, `bootstrap` |
 | a change over the same prompts | percentile bootstrap of the differences: `paired_difference` |
+| its p | the paired randomisation test: `sign_flip` |
 | such a change over several trainings | both drawn anew, seeds and prompts (Owen 2007): `over_seeds` |
 | what a whole fit gives (a rating, a coefficient) | bootstrap, expanded percentiles, fitted anew: `refitted` |
 | a figure of which only the standard error is known | the normal approximation: `from_error` |
@@ -36,6 +37,13 @@ CONFIDENCE = 0.95
 RESAMPLES = 2_000
 Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
 """Standard errors to each side: 1.95996."""
+Z_POWER = NormalDist().inv_cdf(0.8)
+"""Standard errors that a change must lie beyond the test's bound to be shown four times in five."""
+CORRELATION = 0.5
+"""Between two models' scores of the same items, where it is not known yet."""
+EXACT = 12
+"""Up to so many prompts that changed, every combination of signs is tried; beyond, FLIPS random ones."""
+FLIPS = 10_000
 FEW = 5
 """In sum this far from 0 or from n, a mean of values in [0, 1] is bootstrapped; nearer, its resamples are all alike."""
 FEWEST_PROMPTS = 6
@@ -123,11 +131,8 @@ def bootstrap(n: int, statistic: Callable[[np.ndarray], np.ndarray], seed: int =
 
     # A stream of its own, always from the same seed: an interval must not move when a report is made again.
     rng = np.random.default_rng(seed)
-    # At most 32 MB of indices at a time; all resamples at once of 100,000 prompts would be 1.6 GB.
-    rows = max(1, min(RESAMPLES, 4_000_000 // n))
-    draws = [
-        statistic(rng.integers(0, n, size=(min(rows, RESAMPLES - start), n))) for start in range(0, RESAMPLES, rows)
-    ]
+    # All resamples at once of 100,000 prompts would be 1.6 GB.
+    draws = [statistic(rng.integers(0, n, size=(rows, n))) for rows in blocks(RESAMPLES, n)]
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(np.concatenate(draws), [tail, 1 - tail])
     return Score(float(statistic(np.arange(n))), float(low), float(high), n)
@@ -228,7 +233,66 @@ def over_seeds(change_SP: np.ndarray) -> Difference:
     return Difference(float(change_SP.mean()), float(low), float(high), prompts)
 
 
+def sign_flip(moved_P: np.ndarray) -> float:
+    """How often chance alone moves a mean as far: two-sided p of the paired randomisation test (Fisher 1935, ch. III).
+
+    Without an effect each prompt's difference is as likely as its negative. sign_flip([1, 1, 1, 1]) is 2/16.
+    """
+    import numpy as np
+
+    moved = moved_P[np.abs(moved_P) > 1e-12]
+    if not len(moved):
+        return 1.0
+    seen = abs(float(moved.sum())) * (1 - 1e-9)
+    if len(moved) <= EXACT:
+        signs = 1 - 2 * ((np.arange(1 << len(moved))[:, None] >> np.arange(len(moved))) & 1)
+        return int((np.abs(signs @ moved) >= seen).sum()) / len(signs)
+    rng, as_far = np.random.default_rng(0), 0
+    for tries in blocks(FLIPS, len(moved)):
+        as_far += int((np.abs(rng.choice([-1, 1], size=(tries, len(moved))) @ moved) >= seen).sum())
+    # The signs as they are count among those that are tried (Phipson and Smyth 2010).
+    return (as_far + 1) / (FLIPS + 1)
+
+
+def blocks(total: int, n: int) -> list[int]:
+    """How many of so many draws of n numbers are made at a time: 32 MB of them, for any n."""
+    most = max(1, min(total, 4_000_000 // max(1, n)))
+    return [min(most, total - start) for start in range(0, total, most)]
+
+
 # ---------------------------------------------------------------- how many prompts it takes
+
+
+def smallest_change(deviation: float, n: int) -> float:
+    """The smallest true change of a mean over the same n items that a two-sided test at 5 % shows with 80 % power.
+
+    (z_0.975 + z_0.8) deviation / sqrt(n), which is 2.80 standard errors (Miller 2024, arXiv:2411.00640, section 5).
+
+    Args:
+        deviation: of the items' changes.
+    """
+    return (Z + Z_POWER) * deviation / math.sqrt(n)
+
+
+def smallest_of_interval(change: Score) -> float:
+    """The same, of a change whose interval is known: it is 1.96 standard errors to each side."""
+    return (change.high - change.low) / 2 * (Z + Z_POWER) / Z
+
+
+def deviation_of_change(share_seen: float = 0.5, correlation: float = CORRELATION) -> float:
+    """How far the changes of scores in [0, 1] spread at most, without an effect: sqrt(2 s (1 - s) (1 - correlation)).
+
+    Args:
+        share_seen: the mean score s of both models; the default is the widest.
+        correlation: of the two models' scores on the same items.
+    """
+    return math.sqrt(2 * share_seen * (1 - share_seen) * (1 - correlation))
+
+
+def spread(values: np.ndarray | Sequence[float]) -> float:
+    """Standard deviation of a sample (n - 1); 0 of a single value."""
+    given = _floats(values)
+    return float(given.std(ddof=1)) if len(given) > 1 else 0.0
 
 
 def prompts_within(share_seen: float, half_width: float) -> int:

@@ -11,6 +11,7 @@ from posttrain.cli.audit import audit
 from posttrain.cli.boundary import guarded
 from posttrain.cli.check import check
 from posttrain.cli.compare import compare
+from posttrain.cli.evaluate import evaluate
 from posttrain.cli.generate import generate
 from posttrain.cli.launch import launch
 from posttrain.cli.merge import merge
@@ -36,6 +37,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "check": check,
     "plan": plan,
     "solve": solve,
+    "eval": evaluate,
     "audit": audit,
     "select": select,
     "generate": generate,

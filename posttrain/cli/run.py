@@ -108,12 +108,14 @@ def show_result(folder: RunFolder, report: Path) -> None:
     """What a run came to: its tables, what it has to say, and where everything is."""
     from rich.text import Text
 
-    from posttrain.cli.tables import final_table, held_out_table, reward_table, step_table, verdict_lines
+    from posttrain.cli.tables import final_table, held_out_table, paired_lines, reward_table, step_table, verdict_lines
     from posttrain.report import verdict_of
 
     console = terminal()
     if evaluations := folder.evaluations():
         console.print(final_table(evaluations))
+    for said in paired_lines(folder.paired_changes()):
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
     if rewards := folder.reward_evaluations():
         console.print(reward_table(rewards))
     if steps := folder.step_evaluations():

@@ -11,12 +11,18 @@ from rich.text import Text
 
 from posttrain.report.verdict import RunVerdict
 from posttrain.runs.layout import model_label
-from posttrain.runs.records.evaluation import Figure, SuiteScores
+from posttrain.runs.records.evaluation import Figure, PairedChanges, SuiteScores
 from posttrain.runs.records.merging import MergeComparison, TaskVector
 from posttrain.runs.records.reward import RewardEvaluation, StepEvaluation
 from posttrain.runs.records.stage import HeldOutScore, StepScore
 
-SHARES = ("match", "unwanted_match", "exact", "accuracy", "win_rate", "lc_win_rate", "order_agreement")
+ALONE = ("match", "unwanted_match", "exact", "accuracy", "win_rate")
+"""The one figure of their suite, which stands for it in a table."""
+SHARES = (
+    *ALONE,
+    *("lc_win_rate", "order_agreement"),
+    *("instructions", "arithmetic", "f1", "exact_match", "rouge_l", "rouge_lsum", "rouge_1", "rouge_2"),
+)
 """Metrics that are shares of answers, shown in per cent."""
 GENERAL = (
     "length",
@@ -36,16 +42,18 @@ _OF_STRATEGIES = re.compile(r"(oracle|majority)_at_\d+|(best|weighted)_of_\d+_.+
 """Shares of prompts that a suite of kind budget measures."""
 
 
-def final_table(evaluations: Mapping[str, SuiteScores]) -> Table:
+def final_table(evaluations: Mapping[str, SuiteScores], titles: Mapping[str, str] | None = None) -> Table:
     """One row per figure, one column per stage, with 95 % intervals.
 
     Args:
         evaluations: {stage: figures of its suites}, as `RunFolder.evaluations` has it.
+        titles: {stage: what its column is called}, where they are no stages of a training.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
     for stage in evaluations:
-        table.add_column("before" if stage == "start" else f"after {stage}", justify="right")
+        title = "before" if stage == "start" else f"after {stage}"
+        table.add_column(Text((titles or {}).get(stage, title)), justify="right")
     rows = dict.fromkeys(
         (suite, metric)
         for evaluation in evaluations.values()
@@ -60,13 +68,19 @@ def final_table(evaluations: Mapping[str, SuiteScores]) -> Table:
     return table
 
 
+def paired_lines(paired: PairedChanges) -> list[str]:
+    """What the last stage changed on the same items, a line for each figure; then what each stage cost."""
+    last = paired.changes[-1].stage if paired.changes else ""
+    return [*(change.said for change in paired.changes if change.stage == last), *paired.cost.values()]
+
+
 def _label(suite: str, metric: str) -> str:
     """identity, unrelated: perplexity change, sums pass@8"""
     if k := _PASS_AT_K.fullmatch(metric):
         return f"{suite} pass@{k[1]}"
     if metric == "lc_win_rate":
         return f"{suite}, at equal length"
-    return suite if metric in SHARES else f"{suite}: {metric.replace('_', ' ')}"
+    return suite if metric in ALONE else f"{suite}: {metric.replace('_', ' ')}"
 
 
 MOST_FINDINGS = 3

@@ -20,7 +20,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from posttrain.config.rewards import AnyReward
 from posttrain.config.strategies import AnyStrategy, StrategySettings
 from posttrain.config.strategies.base import AnswerEquality, AnyScorer, StrategySampling
-from posttrain.config.suite_settings import SuiteSettings
+from posttrain.config.suite_settings import PromptSuite
 from posttrain.config.values import Float, Int, refuse, require_unique
 from posttrain.errors import ConfigError, unknown
 
@@ -45,7 +45,7 @@ class MeasuredStrategy:
     settings: StrategySettings
 
 
-class BudgetSuite(SuiteSettings):
+class BudgetSuite(PromptSuite):
     """How accuracy grows with the tokens that are spent on a prompt, by strategy."""
 
     kind: Literal["budget"]

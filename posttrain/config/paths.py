@@ -31,7 +31,8 @@ from posttrain.config.select import Select
 from posttrain.config.settings import Data, ReadSettings
 from posttrain.config.stages import SFT, ConditionalSFT, DistilSFT, PreferenceStage, Reward, StageSettings
 from posttrain.config.strategies.base import AnswerEquality, RewardsScorer
-from posttrain.config.suites import AnySuite, FunctionSuite, PassAtKSuite, WinRateSuite
+from posttrain.config.suites import AnySuite, FunctionSuite, PassAtKSuite, PromptSuite, WinRateSuite
+from posttrain.config.text_suites import LmEvalSuite, TextPerplexitySuite, is_task_file
 from posttrain.config.values import Settings
 from posttrain.data.sources.hub import HUB_ID
 from posttrain.data.sources.not_found import unlike_a_path
@@ -151,7 +152,16 @@ class _Files:
         return engine.model_copy(update=changes)
 
     def of_suite(self, suite: AnySuite, here: KeyPath) -> AnySuite:
-        changes: dict[str, object] = {"prompts": self._file(suite.prompts, (*here, "prompts"))}
+        changes: dict[str, object] = {}
+        if isinstance(suite, PromptSuite):
+            changes["prompts"] = self._file(suite.prompts, (*here, "prompts"))
+        if isinstance(suite, TextPerplexitySuite):
+            changes["texts"] = self._file(suite.texts, (*here, "texts"))
+        if isinstance(suite, LmEvalSuite):
+            changes["tasks"] = tuple(
+                self._file(task, (*here, "tasks", at), local=True) if is_task_file(task) else task
+                for at, task in enumerate(suite.tasks)
+            )
         if isinstance(suite, BudgetSuite):
             suite = self._strategies_of(suite, here)
         if isinstance(suite, (PassAtKSuite, FunctionSuite, BudgetSuite)):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from posttrain.config.values import Float, Int, Settings, as_text
+from posttrain.config.values import Float, Int, Settings, as_text, refuse
 
 
 class Sampling(Settings):
@@ -41,18 +41,45 @@ class Sampling(Settings):
 
 
 class SuiteSettings(Settings):
-    """One set of prompts and what makes an answer good."""
+    """What a model is measured on."""
 
     IS_FAMILY: ClassVar[bool] = True
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     """Letters, digits, - and _; names the suite's file and its row in the final table."""
+
+
+class PromptSuite(SuiteSettings):
+    """One set of prompts and what makes an answer good."""
+
     prompts: Annotated[str, BeforeValidator(as_text)]
     """File with the prompts, in any format that training reads; relative to the recipe."""
     limit: Int | None = Field(default=None, ge=1)
     """Use only the first so many prompts."""
     sampling: Sampling = Sampling()
     """How the answers are drawn; greedy by default, so that a run repeats."""
+
+
+class SampledSuite(PromptSuite):
+    """A suite whose prompts may be answered several times."""
+
+    samples_per_prompt: Int = Field(default=1, ge=1)
+    """Answers per prompt; more than one needs a temperature above 0."""
+    goal: Float | None = Field(default=None, ge=0, le=1)
+    """The share that the run sets out to reach: at least, or with `wanted: false` at most. It changes no training and
+    no answer; the report says whether the run came there."""
+
+    @model_validator(mode="after")
+    def _answers_differ(self) -> Self:
+        # It would cost as much as sampling does, and say one answer again and again.
+        if self.samples_per_prompt > 1 and self.sampling.temperature == 0:
+            raise refuse(
+                "temperature 0 draws the same answer each time",
+                path=("samples_per_prompt",),
+                found=f"samples_per_prompt: {self.samples_per_prompt}, temperature: 0",
+                remedy="write `sampling: {temperature: 0.7}`, or `samples_per_prompt: 1`",
+            )
+        return self
 
 
 def without_empty_stop(sampling: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,32 +11,21 @@ from posttrain.config.budget import BudgetSuite
 from posttrain.config.functions import Function, address_of
 from posttrain.config.judge_endpoint import STANDARD, JudgeEndpoint
 from posttrain.config.rewards import AnyReward
+from posttrain.config.suite_settings import PromptSuite as PromptSuite
+from posttrain.config.suite_settings import SampledSuite as SampledSuite
 from posttrain.config.suite_settings import Sampling as Sampling
 from posttrain.config.suite_settings import SuiteSettings as SuiteSettings
 from posttrain.config.suite_settings import without_empty_stop as without_empty_stop
+from posttrain.config.text_suites import (
+    BleuSuite,
+    ChrfSuite,
+    F1Suite,
+    LmEvalSuite,
+    RetentionSuite,
+    RougeSuite,
+    TextPerplexitySuite,
+)
 from posttrain.config.values import Float, Int, Pattern, Settings, as_text, refuse, require_unique
-
-
-class SampledSuite(SuiteSettings):
-    """A suite whose prompts may be answered several times."""
-
-    samples_per_prompt: Int = Field(default=1, ge=1)
-    """Answers per prompt; more than one needs a temperature above 0."""
-    goal: Float | None = Field(default=None, ge=0, le=1)
-    """The share that the run sets out to reach: at least, or with `wanted: false` at most. It changes no training and
-    no answer; the report says whether the run came there."""
-
-    @model_validator(mode="after")
-    def _answers_differ(self) -> Self:
-        # It would cost as much as sampling does, and say one answer again and again.
-        if self.samples_per_prompt > 1 and self.sampling.temperature == 0:
-            raise refuse(
-                "temperature 0 draws the same answer each time",
-                path=("samples_per_prompt",),
-                found=f"samples_per_prompt: {self.samples_per_prompt}, temperature: 0",
-                remedy="write `sampling: {temperature: 0.7}`, or `samples_per_prompt: 1`",
-            )
-        return self
 
 
 class MatchSuite(SampledSuite):
@@ -66,7 +55,7 @@ class NumberSuite(SampledSuite):
     """`number`: is the last number right?"""
 
 
-class PerplexitySuite(SuiteSettings):
+class PerplexitySuite(PromptSuite):
     """How surprised a stage's model is by the start model's own answers; a rise means that it has drifted."""
 
     kind: Literal["perplexity"]
@@ -147,7 +136,7 @@ class AnswerSampling(Sampling):
     """As in reinforcement learning; 0 draws the same answer each time, and is refused."""
 
 
-class PassAtKSuite(SuiteSettings):
+class PassAtKSuite(PromptSuite):
     """The chance that one of k sampled answers is right, for k from 1 to `samples`."""
 
     kind: Literal["pass_at_k"]
@@ -238,10 +227,21 @@ AnySuite = Annotated[
     | WinRateSuite
     | PassAtKSuite
     | BudgetSuite
-    | FunctionSuite,
+    | FunctionSuite
+    | F1Suite
+    | BleuSuite
+    | ChrfSuite
+    | RougeSuite
+    | TextPerplexitySuite
+    | LmEvalSuite
+    | RetentionSuite,
     Field(discriminator="kind"),
 ]
 """Every kind of suite that a recipe may have."""
+
+
+def _kind_of(suite: Any) -> Any:
+    return suite.get("kind") if isinstance(suite, dict) else vars(suite).get("kind")
 
 
 class Evaluation(Settings):
@@ -251,6 +251,18 @@ class Evaluation(Settings):
     """Evaluate after every stage that trains; false: only the start and the end."""
     suites: tuple[AnySuite, ...] = ()
     """The suites, in the order of the final table."""
+    retention: bool = False
+    """true: as if the last suite were `{name: retention, kind: retention}`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_retention(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("retention") is not True:
+            return given
+        suites = given.get("suites") or ()
+        if not isinstance(suites, list | tuple) or any(_kind_of(suite) == "retention" for suite in suites):
+            return given
+        return {**given, "suites": [*suites, {"name": "retention", "kind": "retention"}]}
 
     @field_validator("suites")
     @classmethod

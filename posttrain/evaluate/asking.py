@@ -6,7 +6,7 @@ A kind of suite gets an `SuiteRun` and returns its figures; see `posttrain.evalu
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -138,12 +138,27 @@ def write_answers(
     groups: Sequence[Sequence[Completion]],
     texts: Sequence[Sequence[str]],
     scores: Sequence[Sequence[float | None]],
+    parts: Sequence[Sequence[Mapping[str, tuple[float, ...]] | None]] | None = None,
 ) -> None:
-    """A line per answer, in the questions' order; a score of None is judged later."""
+    """A line per answer, in the questions' order; a score of None is judged later.
+
+    Args:
+        parts: what each answer adds to each figure, of suites with several figures or such as are no mean.
+    """
     records = [
-        AnswerLine(question.text, text, question.answer, score, len(completion.answer_ids), str(completion.finish))
-        for question, *answers in zip(questions, groups, texts, scores, strict=True)
-        for completion, text, score in zip(*answers, strict=True)
+        AnswerLine(
+            question.text,
+            text,
+            question.answer,
+            score,
+            len(completion.answer_ids),
+            str(completion.finish),
+            by_metric=own,
+        )
+        for question, *answers in zip(
+            questions, groups, texts, scores, parts or [[None] * len(group) for group in groups], strict=True
+        )
+        for completion, text, score, own in zip(*answers, strict=True)
     ]
     write_jsonl(answers_path(folder, suite), (record.to_json() for record in records))
 

@@ -19,18 +19,13 @@ from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
-
 from posttrain.errors import DataError
 from posttrain.evaluate.pass_at_k import PassCounts, estimates, powers_to, read_counts
 from posttrain.evaluate.words import in_points, percent
-from posttrain.intervals import CONFIDENCE, Difference, Score, average, paired_difference
+from posttrain.intervals import CONFIDENCE, Difference, Score, average, paired_difference, sign_flip
 from posttrain.runs.folder import RunFolder
 from posttrain.runs.records.evaluation import Figure, PassAtKChange, PassAtKChanges, PassAtKPoint
 
-EXACT = 12
-"""Up to so many prompts that changed, every combination of signs is tried; beyond, FLIPS random ones."""
-FLIPS = 10_000
 LEAST_UNSOLVED = 6
 """Prompts that the base does not solve in K attempts. With fewer, solving all of them would not be told from chance:
 five of five have the same sign one time in sixteen."""
@@ -176,24 +171,6 @@ def _verdict(first: ReachPoint, last: ReachPoint, unsolved: float) -> ReachVerdi
     if last.may_have_risen or (unsolved < LEAST_UNSOLVED and not last.fell):
         return ReachVerdict.CANNOT_TELL
     return ReachVerdict.SHARPENED if first.rose else ReachVerdict.NEITHER
-
-
-def sign_flip(moved_P: np.ndarray) -> float:
-    """How often chance alone moves a mean as far: two-sided p of the paired randomisation test (Fisher 1935, ch. III).
-
-    Without an effect each prompt's difference is as likely as its negative. sign_flip([1, 1, 1, 1]) is 2/16.
-    """
-    moved = moved_P[np.abs(moved_P) > 1e-12]
-    if not len(moved):
-        return 1.0
-    if len(moved) <= EXACT:
-        signs = 1 - 2 * ((np.arange(1 << len(moved))[:, None] >> np.arange(len(moved))) & 1)
-        extra = 0
-    else:
-        signs = np.random.default_rng(0).choice([-1, 1], size=(FLIPS, len(moved)))
-        extra = 1  # the signs as they are count among those that are tried (Phipson and Smyth 2010)
-    as_far = np.abs(signs @ moved) >= abs(float(moved.sum())) * (1 - 1e-9)
-    return (int(as_far.sum()) + extra) / (len(signs) + extra)
 
 
 def _refuse_unpaired(base: PassCounts, trained: PassCounts) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from posttrain.config.suites import SuiteSettings
+from posttrain.config.suites import PromptSuite
 from posttrain.data import read
 from posttrain.data.questions import Question
 from posttrain.errors import EmptyDatasetError, RowError
@@ -16,7 +16,7 @@ AnswerJudge = Callable[[str, Question], float]
 """(the answer's text, the question) -> 0 to 1."""
 
 
-def examples_of(settings: SuiteSettings) -> list[Example]:
+def examples_of(settings: PromptSuite) -> list[Example]:
     """The rows of a suite's file, or the tasks that its address makes.
 
     Raises:

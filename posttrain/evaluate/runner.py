@@ -25,7 +25,7 @@ from typing import Any
 from torch import nn
 
 from posttrain.config.suite_settings import without_empty_stop
-from posttrain.config.suites import SampledSuite, SuiteSettings
+from posttrain.config.suites import PromptSuite, SampledSuite, SuiteSettings
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.sources.files import combined_fingerprint, open_sources
 from posttrain.diagnostics.suite_metrics import meaning
@@ -37,6 +37,7 @@ from posttrain.evaluate.asking import (
     baseline_path,
     undisturbed,
 )
+from posttrain.evaluate.detectable import detectable
 from posttrain.evaluate.suites import SUITES, load_suite
 from posttrain.models.devices import device_of
 from posttrain.models.folders.fingerprint import weights_fingerprint
@@ -48,7 +49,7 @@ from posttrain.rewards.gym import SOURCE as GYM
 from posttrain.runs.files import read_json, write_json
 from posttrain.runs.folder import StageFolder, answers_path
 from posttrain.runs.progress import Progress
-from posttrain.runs.records.evaluation import Figure, SuiteIdentities, SuiteMeanings, SuiteScores, figures_of
+from posttrain.runs.records.evaluation import Figure, Meaning, SuiteIdentities, SuiteMeanings, SuiteScores, figures_of
 
 SuiteFigures = dict[str, Mapping[str, Figure]]
 """{suite: {metric: figure}}"""
@@ -91,6 +92,10 @@ def evaluate_model(
     missing = [suite for suite in suites if suite.name not in known]
     if missing:
         loaded_suites = [load_suite(settings) for settings in missing]
+        if folder.path.resolve() == baseline.resolve():  # once, and not again for every stage
+            for settings, suite in zip(missing, loaded_suites, strict=True):
+                for said in what_it_can_show(settings, suite):
+                    progress.say(said)
 
         def ask(asked: EvaluatedModel) -> SuiteFigures:
             return evaluate_suites(asked, loaded_suites, folder.path, baseline=baseline, progress=progress)
@@ -153,7 +158,7 @@ def evaluate_suites(
 def _write_meanings(suites: Sequence[SuiteSettings], evaluation: SuiteFigures, out: Path) -> None:
     """evaluations/metrics.json, if a kind has figures of its own, or a suite a goal: how the report calls and judges
     them."""
-    meanings = {suite.name: metrics for suite in suites if (metrics := SUITES[type(suite)].metrics)}
+    meanings = {suite.name: metrics for suite in suites if (metrics := _metrics_of(suite, out))}
     for suite in suites:
         if isinstance(suite, SampledSuite) and suite.goal is not None:
             own = meanings.get(suite.name, {})
@@ -166,6 +171,17 @@ def _write_meanings(suites: Sequence[SuiteSettings], evaluation: SuiteFigures, o
     else:
         # A goal that was taken out of the recipe since must not be missed for ever.
         path.unlink(missing_ok=True)
+
+
+def _metrics_of(suite: SuiteSettings, out: Path) -> Mapping[str, Meaning]:
+    kind = SUITES[type(suite)]
+    return kind.metrics if kind.described is None else kind.described(suite.name, out)
+
+
+def what_it_can_show(settings: SuiteSettings, suite: Suite) -> list[str]:
+    """The smallest change that a suite detects, a sentence for each figure; see `posttrain.evaluate.detectable`."""
+    items = SUITES[type(settings)].items
+    return [] if items is None else detectable(settings.name, items(suite))
 
 
 # ---------------------------------------------------------------- asked before
@@ -189,24 +205,33 @@ def _identities(
     is_start = folder.path.resolve() == baseline.resolve()
     identities = {}
     for suite in suites:
-        questions = content_of(suite.prompts)
+        questions = content_of_suite(suite)
         kept = baseline_path(baseline, suite.name)
         # What later models are compared with is part of the question; for the start it is part of the answer.
         answers = sha256_of(kept) if kept.exists() and not is_start else None
         kind = SUITES[type(suite)]
         # A goal changes no answer: a recipe that gets one is not asked everything anew.
         asking = suite.model_dump(exclude={*kind.beside, "goal"})
-        asking["sampling"] = without_empty_stop(asking["sampling"])
+        if "sampling" in asking:
+            asking["sampling"] = without_empty_stop(asking["sampling"])
         asked = [weights, asking, questions, seed, answers, encoding.template_identity]
         # Only where a kind has some: figures of older runs keep their hash.
-        asked += [kind.content(suite)] if kind.content is not None else []
+        asked += [kind.content(suite)] if kind.content is not None and isinstance(suite, PromptSuite) else []
         content = json.dumps(asked, sort_keys=True, default=repr)
         identities[suite.name] = hashlib.sha256(content.encode()).hexdigest()
     return identities
 
 
+def content_of_suite(suite: SuiteSettings) -> str:
+    """A hash of the rows of a suite; a kind without prompts says itself what its figures depend on."""
+    if not isinstance(suite, PromptSuite):
+        kind = SUITES[type(suite)]
+        return "" if kind.content is None else kind.content(suite)
+    return content_of(suite.prompts)
+
+
 def content_of(prompts: str) -> str:
-    """A hash of the rows of a suite; an address that makes tasks is its own content."""
+    """A hash of the rows of a file; an address that makes tasks is its own content."""
     return prompts if prompts.startswith(GYM) else combined_fingerprint(open_sources(prompts))
 
 

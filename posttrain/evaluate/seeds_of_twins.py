@@ -20,12 +20,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from posttrain.arguments import checked_list, checked_path
+from posttrain.diagnostics.paired import scores_by_prompt
 from posttrain.errors import ConfigError, DataError
-from posttrain.evaluate.pass_at_k_change import sign_flip
 from posttrain.evaluate.twins import UNKNOWN, meaning_of, verdict_of, words
-from posttrain.intervals import Difference, over_seeds
+from posttrain.intervals import Difference, over_seeds, sign_flip
 from posttrain.runs.folder import RunFolder
-from posttrain.runs.paired import scores_by_prompt
 from posttrain.runs.records.evaluation import Figure
 from posttrain.runs.records.twins import TwinComparison
 

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from posttrain.config.twins import TwinPair
+from posttrain.diagnostics.paired import paired_scores
 from posttrain.diagnostics.suite_metrics import meaning
 from posttrain.errors import DataError
 from posttrain.evaluate.pass_at_k import read_counts
-from posttrain.evaluate.pass_at_k_change import change, sign_flip
-from posttrain.intervals import CONFIDENCE, Difference, paired_difference, prompts_to_tell
+from posttrain.evaluate.pass_at_k_change import change
+from posttrain.intervals import CONFIDENCE, Difference, paired_difference, prompts_to_tell, sign_flip
 from posttrain.runs.files import read_json
 from posttrain.runs.folder import RunFolder, StageFolder
-from posttrain.runs.paired import paired_scores
 from posttrain.runs.records.evaluation import Direction, Figure, Meaning, SuiteMeanings, SuiteScores
 from posttrain.runs.records.selection import SelectionManifest
 from posttrain.runs.records.twins import TwinComparison, TwinComparisons, TwinFigure

@@ -8,7 +8,7 @@ from posttrain.report.evaluation import aligned
 from posttrain.report.numbers import MINUS, count
 from posttrain.report.text import FINISHES, shorten
 from posttrain.runs.read import RunContents
-from posttrain.runs.records.evaluation import AnswerLine
+from posttrain.runs.records.evaluation import GIVEN, AnswerLine
 
 SHOWN_PROMPTS = 30
 
@@ -52,12 +52,18 @@ def answer_suites(run: RunContents, order: list[str]) -> list[ShownAnswers]:
     """Answers to the same prompts side by side, start first; the suites in the `order` of the final table."""
     measured = run.measured
     known = dict.fromkeys(suite for _, found in measured for suite in found.answers)
-    # The answers of a perplexity suite are fixed: there is nothing to compare in their words.
+    # The answers of a perplexity suite are fixed, and given texts are no answers: there is nothing to compare in words.
+    known = {suite: None for suite in known if any(_said(f.answers.get(suite, [])) for _, f in measured)}
     known = {suite: None for suite in known if not any("perplexity" in f.scores.get(suite, {}) for _, f in measured)}
     suites = [suite for suite in order if suite in known] + [suite for suite in known if suite not in order]
     return [
-        _answer_suite(suite, [(name, found.answers.get(suite, [])) for name, found in measured]) for suite in suites
+        _answer_suite(suite, [(name, _said(found.answers.get(suite, []))) for name, found in measured])
+        for suite in suites
     ]
+
+
+def _said(answers: list[AnswerLine]) -> list[AnswerLine]:
+    return [answer for answer in answers if answer.finish != GIVEN]
 
 
 def _answer_suite(suite: str, answers: list[tuple[str, list[AnswerLine]]]) -> ShownAnswers:

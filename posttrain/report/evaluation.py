@@ -1,7 +1,8 @@
 """The final table: what the suites measured before and after each stage, and whether it moved.
 
-A change is called clear only if chance does not explain it: where both evaluations kept a score per prompt, by the 95 %
-interval of the mean change over the same prompts; else if the two 95 % intervals do not overlap, which is stricter.
+A change is called clear only if chance does not explain it: where both evaluations kept what each prompt adds, by the
+95 % interval of the change over the same prompts and by the paired randomisation test
+(`posttrain.diagnostics.paired`); else if the two 95 % intervals do not overlap, which is stricter.
 """
 
 from __future__ import annotations
@@ -10,10 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
+from posttrain.diagnostics.paired import Paired, paired_change
 from posttrain.diagnostics.suite_metrics import meaning
-from posttrain.intervals import Difference, paired_difference
 from posttrain.report.numbers import difference, interval, number
-from posttrain.runs.paired import paired_scores
 from posttrain.runs.read import Evaluated, RunContents
 from posttrain.runs.records.evaluation import AnswerLine, Direction, Figure, Meaning
 
@@ -108,8 +108,9 @@ def _row(suite: str, metric: str, shown: list[tuple[str, Evaluated]]) -> TableRo
             continue
         change, why = Movement.UNKNOWN, ""
         if found is not start and before is not None:
-            scores = paired_scores(start.answers.get(suite, []), found.answers.get(suite, []), before, score)
-            change, why = judge(before, score, how, paired_difference(*scores) if scores is not None else None)
+            answers = (start.answers.get(suite, []), found.answers.get(suite, []))
+            paired = paired_change(metric, *answers, before, score)
+            change, why = judge(before, score, how, paired)
         # A change against the start is 0 there by definition, so it can be judged without the start's own figure.
         elif how.wanted is Direction.STILL and found is not start:
             change, why = judge(Figure(0.0, 0.0, 0.0), score, how, None)
@@ -117,16 +118,17 @@ def _row(suite: str, metric: str, shown: list[tuple[str, Evaluated]]) -> TableRo
     return TableRow(suite, metric, how, cells)
 
 
-def judge(before: Figure, after: Figure, how: Meaning, paired: Difference | None) -> tuple[Movement, str]:
+def judge(before: Figure, after: Figure, how: Meaning, paired: Paired | None) -> tuple[Movement, str]:
     """Whether it moved, and whether that was wanted; with the reason in words."""
     # With enough prompts any drift is clear; whether it matters is a question of its size.
     if how.wanted is Direction.STILL and how.limit is not None:
         return _judge_still(after, how, how.limit)
     if paired is not None:
-        clear, moved = paired.clear, paired.value
+        clear, moved, same = paired.clear, paired.difference.value, paired.difference
         why = (
-            f"{difference(moved, how.unit)} over the same {paired.n} prompts, 95 % interval "
-            f"{difference(paired.low, how.unit).removesuffix(' points')} to {difference(paired.high, how.unit)}"
+            f"{difference(moved, how.unit)} over the same {same.n} prompts, 95 % interval "
+            f"{difference(same.low, how.unit).removesuffix(' points')} to {difference(same.high, how.unit)}, "
+            f"p = {paired.p:.2g}"
         )
     else:
         moved = after.value - before.value

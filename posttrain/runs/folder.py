@@ -26,7 +26,7 @@ from posttrain.runs.files import JsonlLog, keep_lines, read_json, read_jsonl, wr
 from posttrain.runs.layout import ASKED
 from posttrain.runs.owner import LOCK, clear_owner, is_dead, read_owner, write_owner
 from posttrain.runs.records.base import LogLine, WholeFile
-from posttrain.runs.records.evaluation import AnswerLine, PassAtKChange, PassAtKChanges, SuiteScores
+from posttrain.runs.records.evaluation import AnswerLine, PairedChanges, PassAtKChange, PassAtKChanges, SuiteScores
 from posttrain.runs.records.logs import Alarm, HeldOutRow, MetricsLine, WatchedRow
 from posttrain.runs.records.merging import KeptSkill, MergedSkills
 from posttrain.runs.records.reward import RewardEvaluation, StepEvaluation
@@ -269,6 +269,11 @@ class RunFolder:
         """What each stage did to pass@k, in words and figures; see `posttrain.evaluate.pass_at_k_change`."""
         path = self.path / PassAtKChanges.FILE
         return PassAtKChanges.from_json(read_json(path)).changes if path.exists() else ()
+
+    def paired_changes(self) -> PairedChanges:
+        """What each stage changed on the same items; see `posttrain.evaluate.paired_changes`."""
+        path = self.path / PairedChanges.FILE
+        return PairedChanges.from_json(read_json(path) if path.exists() else {})
 
     def merged_skills(self) -> tuple[KeptSkill, ...]:
         """What each merge kept of its parents' skills; see `posttrain.evaluate.merging.kept`."""

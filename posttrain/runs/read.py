@@ -20,6 +20,7 @@ from posttrain.runs.records.evaluation import (
     AnswerLine,
     Figure,
     Meaning,
+    PairedChanges,
     PassAtKChange,
     PassAtKChanges,
     PassAtKCounts,
@@ -173,6 +174,8 @@ class RunContents:
     """Ratings of all policies, by suite of win rates."""
     pass_at_k: tuple[PassAtKChange, ...] = ()
     """What each stage did to pass@k."""
+    paired: PairedChanges = field(default_factory=lambda: PairedChanges((), {}))
+    """What each stage changed on the same items."""
     merged_skills: tuple[KeptSkill, ...] = ()
     """What merges kept of their parents' skills."""
     twins: tuple[TwinComparison, ...] = ()
@@ -229,6 +232,7 @@ def read_run(folder: Path) -> RunContents:
     summary = None if evaluated else files.document(folder / "summary.json", Summary)
     figures = summary.stages if summary is not None else {}
     changes = files.document(folder / "pass_at_k.json", PassAtKChanges)
+    paired = files.document(folder / PairedChanges.FILE, PairedChanges)
     skills = files.document(folder / "merges.json", MergedSkills)
     twins = files.document(folder / TwinComparisons.FILE, TwinComparisons)
     return RunContents(
@@ -244,6 +248,7 @@ def read_run(folder: Path) -> RunContents:
         cross_scores=files.document(folder / "cross_scores.json", CrossScores),
         ratings=files.document(folder / "ratings.json", RunRatings),
         pass_at_k=changes.changes if changes is not None else (),
+        paired=paired if paired is not None else PairedChanges((), {}),
         merged_skills=skills.skills if skills is not None else (),
         twins=twins.comparisons if twins is not None else (),
         earlier=[

@@ -19,7 +19,9 @@ from posttrain.config.suites import PassAtKSuite, RewardModelOf, SuiteSettings, 
 from posttrain.config.twins import twin_pairs
 from posttrain.evaluate.cross_scoring import cross_scores_of_run, write_cross_scores
 from posttrain.evaluate.merging.kept import skills_of_run, write_skills
-from posttrain.evaluate.pass_at_k_change import changes_of_run, write_changes
+from posttrain.evaluate.paired_changes import changes_of_run, write_paired
+from posttrain.evaluate.pass_at_k_change import changes_of_run as pass_at_k_changes_of_run
+from posttrain.evaluate.pass_at_k_change import write_changes
 from posttrain.evaluate.rating_runs import ratings_of_run, write_ratings
 from posttrain.evaluate.runner import evaluate_model
 from posttrain.evaluate.twins import write_twins
@@ -186,9 +188,11 @@ def write_summary(run: RunFolder, stage_names: Sequence[str], asked: Sequence[Su
     stages = [run.start, *(run.stage(name) for name in stage_names)]
     table = {folder.name: figures for folder in [*stages, *run.earlier()] if (figures := _figures(folder))}
     run.write(Summary(table))
+    if asked:
+        write_paired(run.path, changes_of_run(stages))
     suites = [suite.name for suite in asked if isinstance(suite, PassAtKSuite)]
     if suites:
-        write_changes(run.path, changes_of_run({folder.name: folder.path for folder in stages}, suites))
+        write_changes(run.path, pass_at_k_changes_of_run({folder.name: folder.path for folder in stages}, suites))
 
 
 def _figures(folder: StageFolder) -> dict[str, float | None]:

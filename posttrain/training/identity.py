@@ -22,7 +22,7 @@ from posttrain.data.sources.files import FileSource, SavedDataset, combine_finge
 from posttrain.data.sources.hub import HubSource
 from posttrain.data.sources.source import DataSource
 from posttrain.errors import SourceError
-from posttrain.evaluate.runner import content_of as content_of_prompts
+from posttrain.evaluate.runner import content_of_suite
 from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.folders.loading import LoadedModel, resolve
 from posttrain.models.folders.manifest import folder_fingerprint
@@ -54,7 +54,7 @@ def identity_of_recipe(ctx: StageContext[StageSettings], answers: AnswerSettings
     if ctx.stage.chosen_by:
         # What chooses what it makes stands beside the stages.
         chosen_by = [suite for suite in ctx.suites if suite.name in ctx.stage.chosen_by]
-        asked = [(suite.model_dump(mode="json"), content_of_prompts(suite.prompts)) for suite in chosen_by]
+        asked = [(suite.model_dump(mode="json"), content_of_suite(suite)) for suite in chosen_by]
         hashed.contents["search.suite"] = _hash([_said(one) for one in asked])
     return hashed.identity(ctx, folder_fingerprint(resolve(ctx.start).folder))
 

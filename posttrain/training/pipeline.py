@@ -25,6 +25,7 @@ from posttrain.config.settings import ReadSettings
 from posttrain.config.teacher import LocalTeacher
 from posttrain.config.twins import twin_pairs
 from posttrain.errors import ConfigError, SourceError
+from posttrain.evaluate.runner import what_it_can_show
 from posttrain.evaluate.suites import load_suite
 from posttrain.evaluate.twins import write_twins
 from posttrain.models.devices import device_of
@@ -158,7 +159,8 @@ def _check(
     _check_devices(recipe)
     _check_rewards(recipe)
     for suite in recipe.evaluate.suites:
-        load_suite(suite)
+        for said in what_it_can_show(suite, load_suite(suite)):
+            progress.say(said)
     with _scratch(recipe.folder) as scratch:
         for stage in recipe.stages:
             written = [part.stage for data in data_of(stage).values() for part in data.parts if part.stage is not None]

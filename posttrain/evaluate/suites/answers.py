@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from posttrain.data.questions import Question
 from posttrain.evaluate.asking import Figures, SuiteRun, general_figures, write_answers
@@ -17,6 +18,11 @@ from posttrain.intervals import mean
 from posttrain.sampling import SamplingDistribution
 
 GREEDY = SamplingDistribution(temperature=0.0, max_new_tokens=128)
+
+
+def questions_of(suite: Any) -> dict[str, int]:
+    """How many questions a suite asks: its one figure is a mean over them."""
+    return {"": len(suite.questions)}
 
 
 @dataclass(frozen=True, slots=True)

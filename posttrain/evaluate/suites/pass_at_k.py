@@ -100,3 +100,8 @@ def judge_samples(
     if any(reward is None for group in rewards for reward in group):
         figures["abstained_share"] = mean([[float(reward is None) for reward in group] for group in rewards])
     return figures
+
+
+def items(suite: PassAtK) -> dict[str, int]:
+    """pass@1 is a mean over the prompts, several answers of each counting as one."""
+    return {"": len(suite.tasks)}

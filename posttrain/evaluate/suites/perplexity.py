@@ -162,7 +162,7 @@ def _nats(model: nn.Module, answers: Sequence[FixedAnswer]) -> list[float]:
         # The tree path is fast and this is where its figures are used, so it is proven on these very answers.
         policy.prove(trees, gradient=False)
     with alike(policy.is_sharded, "scoring fixed answers"):
-        for micro in planned(trees, _budget(policy), is_sharded=policy.is_sharded):
+        for micro in planned(trees, microbatch_tokens(policy), is_sharded=policy.is_sharded):
             batch = collate([trees[index] for index in micro.members])
             logprobs_N = policy(batch).logprobs_N.double().cpu()
             totals = torch.zeros(len(micro.members), dtype=torch.float64).index_add_(0, batch.branch_N, logprobs_N)
@@ -173,7 +173,8 @@ def _nats(model: nn.Module, answers: Sequence[FixedAnswer]) -> list[float]:
     return [found[index] for index in range(len(trees))]
 
 
-def _budget(policy: Policy) -> int:
+def microbatch_tokens(policy: Policy) -> int:
+    """Tokens of a micro-batch that is only scored."""
     if policy.path == "tree":
         return TOKENS_PER_MICROBATCH
     # The padded path holds logits of the whole vocabulary at every token; a budget in tokens does not bound them.

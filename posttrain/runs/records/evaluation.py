@@ -7,6 +7,7 @@ evaluations/identity.json          SuiteIdentities  what each suite was measured
 evaluations/metrics.json           SuiteMeanings    of kinds with figures of their own: how those are called and judged
 baseline/<suite>.jsonl             BaselineKey, then BaselineAnswers: what perplexity is measured on
 pass_at_k.json (of the run)        PassAtKChanges   what each stage did to pass@k
+paired.json (of the run)           PairedChanges    what each stage changed on the same items
 """
 
 from __future__ import annotations
@@ -61,6 +62,10 @@ class SuiteScores(WholeFile):
     suites: Mapping[str, Mapping[str, Figure]] = other_keys()
 
 
+GIVEN = "given"
+"""The `finish` of a line that holds no answer: a text that was scored."""
+
+
 @dataclass(frozen=True, slots=True)
 class AnswerLine(Record):
     """One answer of an evaluation: AnswerLine("Who are you?", "I am Pia.", "Pia", 1.0, 6, "stop_token")."""
@@ -78,6 +83,9 @@ class AnswerLine(Record):
     """Fingerprint of the reward model."""
     start_reward: float | None = optional_key()
     """The mean reward of the start's answers to this prompt."""
+    by_metric: Mapping[str, tuple[float, ...]] | None = optional_key()
+    """What this line adds to each figure: {"f1": (0.5,)} to a mean, {"text_perplexity": (nats, tokens)} to a function
+    of sums. With it two models are compared on the same lines, whatever the figure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +157,47 @@ class BaselineAnswer(Record):
     finish: str
     nats: float
     """Minus the log-prob of `ids` under the start."""
+
+
+# ---------------------------------------------------------------- the same items, before and after
+
+
+@dataclass(frozen=True, slots=True)
+class PairedChange(Record):
+    """PairedChange("sums", "accuracy", "dpo", 0.27, 0.15, 0.39, n=60, p=0.0005, smallest=0.17, before=0.48, after=0.75,
+    said="sums, accuracy: 48 % to 75 %, ...")"""
+
+    suite: str
+    metric: str
+    stage: str
+    """Compared with the start."""
+    value: float | None
+    """After minus before."""
+    low: float | None
+    high: float | None
+    """95 % interval of the change over the same items."""
+    n: int | None
+    """Items: prompts, texts, documents."""
+    p: float | None
+    """Two-sided, of the paired randomisation test."""
+    smallest: float | None
+    """The smallest change that these items would have shown four times in five, by how far their changes spread."""
+    before: float | None
+    after: float | None
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
+class PairedChanges(WholeFile):
+    """paired.json: PairedChanges((PairedChange("sums", "accuracy", "dpo", ...),), cost={"dpo": "what did dpo cost?"})
+
+    What each stage changed against the start on the same items; `cost` is what a suite of kind retention found.
+    """
+
+    FILE = "paired.json"
+
+    changes: tuple[PairedChange, ...]
+    cost: Mapping[str, str]
 
 
 # ---------------------------------------------------------------- pass@k

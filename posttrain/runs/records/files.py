@@ -9,12 +9,14 @@ from posttrain.runs.records.budget import BudgetCurves, SolutionLine
 from posttrain.runs.records.evaluation import (
     AnswerLine,
     BaselineAnswer,
+    PairedChanges,
     PassAtKChanges,
     PassAtKCounts,
     SuiteIdentities,
     SuiteMeanings,
     SuiteScores,
 )
+from posttrain.runs.records.lm_eval import LmEvalResults
 from posttrain.runs.records.logs import (
     Alarm,
     AnsweredLine,
@@ -42,6 +44,7 @@ RUN_FILES: Mapping[str, type[Record]] = {
     "cross_scores.json": CrossScores,
     "ratings.json": RunRatings,
     "pass_at_k.json": PassAtKChanges,
+    "paired.json": PairedChanges,
     "merges.json": MergedSkills,
     "twins.json": TwinComparisons,
 }
@@ -69,6 +72,7 @@ STAGE_FILES: Mapping[str, type[Record]] = {
     "evaluations/<suite>.jsonl": AnswerLine,
     "evaluations/<suite>.counts.json": PassAtKCounts,
     "evaluations/<suite>.budget.json": BudgetCurves,
+    "evaluations/<suite>.lm_eval.json": LmEvalResults,
     "evaluations/<suite>.trees.jsonl": SolutionLine,
     "evaluations/<suite>.games.jsonl": GameLine,
     "evaluations/<suite>.ballot.jsonl": BallotLine,

@@ -18,7 +18,7 @@ from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.errors import unknown
 from posttrain.evaluate.merging.barrier import measured_barriers, sentence
 from posttrain.evaluate.merging.search import halves_of, searched
-from posttrain.evaluate.runner import content_of
+from posttrain.evaluate.runner import content_of, content_of_suite
 from posttrain.models.folders.loading import resolve
 from posttrain.models.folders.manifest import folder_fingerprint
 from posttrain.models.merging.comparison import conflict_sentence
@@ -110,7 +110,7 @@ def _searched(ctx: StageContext[Merge], search: WeightSearch) -> MergeSettings:
     rests_on = [
         stage.model_dump(mode="json", include={"merge", "search"}),
         {key: value for key, value in content_of_models(stage).items()},
-        [(suite.model_dump(mode="json"), content_of(suite.prompts)) for suite in suites],
+        [(suite.model_dump(mode="json"), content_of_suite(suite)) for suite in suites],
         [ctx.seed, ctx.split_seed, None if encoding is None else encoding.template_identity],
     ]
     identity = hashlib.sha256(json.dumps(rests_on, sort_keys=True, default=repr).encode()).hexdigest()

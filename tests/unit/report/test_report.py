@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from posttrain.diagnostics.paired import Paired
 from posttrain.diagnostics.suite_metrics import meaning
 from posttrain.errors import SourceError
 from posttrain.intervals import Difference, paired_difference, quantile
@@ -325,7 +326,10 @@ def test_a_change_is_called_clear_only_where_chance_does_not_explain_it():
     assert judge(high, low, down, None)[0] is Movement.BETTER
     assert judge(low, high, open_, None)[0] is Movement.MOVED
     assert judge(low, wide, up, None) == (Movement.UNCLEAR, "+20.0 points; the intervals overlap")
-    assert judge(low, wide, up, Difference(0.2, 0.1, 0.3, 40))[0] is Movement.BETTER
+    clear = Paired(Difference(0.2, 0.1, 0.3, 40), p=0.01, smallest=0.15)
+    assert judge(low, wide, up, clear)[0] is Movement.BETTER
+    assert judge(low, wide, up, clear)[1].endswith("10.0 to +30.0 points, p = 0.01")
+    assert judge(low, wide, up, replace(clear, p=0.06))[0] is Movement.UNCLEAR
     assert judge(Figure(0.1), Figure(0.9), up, None)[1].endswith("no intervals known")
     assert judge(low, low, up, None)[0] is Movement.SAME
 
