@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from posttrain.planning.plan import plan
     from posttrain.report import write_report
     from posttrain.runs.samples import samples
+    from posttrain.sweeps.sweep import Sweep, sweep
     from posttrain.synthesis.distil import distil
     from posttrain.training.making import make
     from posttrain.training.pipeline import check_recipe, run_recipe
@@ -136,6 +137,7 @@ _HOMES = {
     "SelfRefine": "posttrain.config.strategies",
     "SelfVerification": "posttrain.config.strategies",
     "Solution": "posttrain.inference.solution",
+    "Sweep": "posttrain.sweeps.sweep",
     "TreeOfThoughts": "posttrain.config.strategies",
     "audit": "posttrain.auditing",
     "check_recipe": "posttrain.training.pipeline",
@@ -153,6 +155,7 @@ _HOMES = {
     "samples": "posttrain.runs.samples",
     "select": "posttrain.curation.pipeline",
     "solve": "posttrain.inference.run",
+    "sweep": "posttrain.sweeps.sweep",
     "train": "posttrain.training.session",
     "write_report": "posttrain.report",
 }
@@ -208,6 +211,7 @@ __all__ = [
     "SelfRefine",
     "SelfVerification",
     "Solution",
+    "Sweep",
     "TreeOfThoughts",
     "audit",
     "check_recipe",
@@ -225,6 +229,7 @@ __all__ = [
     "samples",
     "select",
     "solve",
+    "sweep",
     "train",
     "write_report",
 ]

@@ -44,7 +44,8 @@ class Place:
 PLACES = {
     "cli": Place(0, 100, "one file per verb: run, check, audit, generate, compare, score, merge, samples"),
     "launching": Place(88, 100, "torchrun, Ray"),
-    "training": Place(0, 84, "one loop for every method; a kind of stage is a row of a table, a method too"),
+    "sweeps": Place(76, 86.5, "many runs"),
+    "training": Place(0, 74, "one loop for every method; a kind of stage is a row of a table, a method too"),
     "evaluate": Place(40.6, 55.6, "suites, intervals"),
     "inference": Place(25.4, 38.4, "search, votes"),
     "serve": Place(0, 8, "OpenAI"),

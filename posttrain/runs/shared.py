@@ -5,10 +5,10 @@
         if (source := siblings.finished("sft", "9f2c41...")) is not None:
             link_stage(source, run.stage("sft"))
 
-A stage is the same where its `quick_identity` is: settings, seed, rows and start weights by their content. Only one that
-is done and whose output is there counts, so that nobody starts from half a stage. Files that are never changed once they
-are written (weights, encoded rows, the reference's log-probs) are hard links where the disk has these, so that ten runs
-hold one model; all else is copied, since a later run may add to its own.
+A stage is the same where its `quick_identity` is: settings, seed, rows and start weights by their content. Only one
+that is done and whose output is there counts, so that nobody starts from half a stage. Files that are never changed
+once they are written (weights, encoded rows, the reference's log-probs) are hard links where the disk has these, so
+that ten runs hold one model; all else is copied, since a later run may add to its own.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _drafted(source: StageFolder, target: Path) -> Path:
         draft,
         copy_function=copied,
         ignore=lambda folder, names: [
-            name for name in names if Path(folder) == source.path and name in OWN_ATTEMPT or name.endswith(".tmp")
+            name for name in names if (Path(folder) == source.path and name in OWN_ATTEMPT) or name.endswith(".tmp")
         ],
     )
     return draft

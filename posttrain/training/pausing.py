@@ -1,4 +1,4 @@
-"""Training that pauses at a rung: the steps until there, a checkpoint, a suite, and the end of the process's work on it.
+"""Training that pauses at a rung: the steps until there, a checkpoint, and a suite that says whether it is worth more.
 
     pause = Pause("dpo", share=1 / 9, suite="sums")
     pause.step(90)                       # 10

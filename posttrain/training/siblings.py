@@ -23,6 +23,7 @@ from posttrain.runs.shared import Siblings, link_stage, link_start
 from posttrain.training.pausing import Pause
 from posttrain.training.stages.kind import StageContext
 
+
 @dataclass(frozen=True, slots=True)
 class Within:
     """What a run shares with the others of its sweep; Within() is a run that stands alone."""
@@ -34,7 +35,9 @@ class Within:
     def turn(self, ctx: StageContext[Any]) -> Iterator[None]:
         """Around everything that a stage does; before it, a sibling's finished stage is linked in."""
         identity = ctx.identity
-        held = nullcontext() if self.siblings is None or identity is None else self.siblings.turn(identity.quick, ctx.say)
+        held = (
+            nullcontext() if self.siblings is None or identity is None else self.siblings.turn(identity.quick, ctx.say)
+        )
         with held:
             if self.siblings is not None and identity is not None:
                 self._link(self.siblings, ctx, identity.quick)
