@@ -30,6 +30,8 @@ from posttrain.training.rl.tasks import is_generated
 LONGEST_NAME = 80
 """Characters of a run's folder; settings that need more are numbered."""
 SUFFIX = "-sweep"
+FILE_KEYS = ("path", "prompts")
+"""Keys of a recipe that name files of rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ class SweepSpec:
         Args:
             stored: recipe.yaml of the sweep's folder.
         """
-        before, after = parse(stored, "recipe.yaml").value, parse(self.base.to_yaml(), self.source).value
+        before, after = (_without_folders(parse(text, "recipe.yaml").value) for text in (stored, self.base.to_yaml()))
         found = []
         for settings in (before, after):
             for key in ("name", "out", "seed"):
@@ -149,9 +151,24 @@ def _name_of(settings: Settings) -> str:
     return "_".join(parts)
 
 
+def _without_folders(value: Any) -> Any:
+    """Rows and prompts by the names of their files: where they lie has no effect, and what they hold is compared apart
+    (`inputs_of_runs`)."""
+    if isinstance(value, list):
+        return [_without_folders(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: [Path(path).name for path in ([inner] if isinstance(inner, str) else inner or ())]
+        if key in FILE_KEYS
+        else _without_folders(inner)
+        for key, inner in value.items()
+    }
+
+
 def inputs_of_runs(recipes: Iterable[Recipe]) -> dict[str, str]:
-    """Hashes of what the runs read, by path: rows of stages and prompts of suites. A sweep that goes on over other
-    rows would compare runs that are not comparable.
+    """Hashes of what the runs read, by who reads it: rows of stages and prompts of suites. A sweep that goes on over
+    other rows would compare runs that are not comparable.
 
     Raises:
         DataError: a file that is not there.
@@ -159,12 +176,12 @@ def inputs_of_runs(recipes: Iterable[Recipe]) -> dict[str, str]:
     found: dict[str, str] = {}
     for recipe in recipes:
         for suite in recipe.evaluate.suites:
-            if suite.prompts not in found:
-                found[suite.prompts] = content_of(suite.prompts)
+            if (label := f"suite {suite.name}: {Path(suite.prompts).name}") not in found:
+                found[label] = content_of(suite.prompts)
         for stage in recipe.stages:
             for path, split in _files_of(stage):
-                label = path if split in (None, "train") else f"{path} ({split})"
-                if label not in found:
+                part = "" if split == "train" else f" ({split})"
+                if (label := f"stage {stage.name}: {Path(path).name}{part}") not in found:
                     found[label] = combined_fingerprint(open_sources([path], split))
     return found
 
