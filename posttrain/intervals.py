@@ -239,33 +239,31 @@ def of_the_best(scores_CSP: np.ndarray, *, lower: bool = False) -> Score | None:
     if settings < 2 or seeds * prompts < 2:
         return None
     rng = np.random.default_rng(0)
-    sign = -1.0 if lower else 1.0
-    found = []
-    for _ in range(RESAMPLES):
-        seeds_in, seeds_out = _bag(rng, seeds)
-        prompts_in, prompts_out = _bag(rng, prompts)
-        # With two seeds every other sample has both, and none is left to score on.
-        if seeds_out is None or prompts_out is None:
-            continue
-        in_bag_C = scores_CSP[:, seeds_in][:, :, prompts_in].mean(axis=(1, 2))
-        best = int(np.argmax(sign * in_bag_C))
-        found.append(float(scores_CSP[best][np.ix_(seeds_out, prompts_out)].mean()))
-    if not found:
+    seeds_RS, seeds_out_RS = _bags(rng, seeds)
+    prompts_RP, prompts_out_RP = _bags(rng, prompts)
+    # With two seeds every other sample has both, and none is left to score on.
+    usable_R = seeds_out_RS.any(axis=1) & prompts_out_RP.any(axis=1)
+    if not usable_R.any():
         return None
+    in_bag_RC = np.stack([((seeds_RS @ own_SP) * prompts_RP).sum(axis=1) for own_SP in scores_CSP], axis=1)
+    chosen_R = np.argmax(-in_bag_RC if lower else in_bag_RC, axis=1)
+    out_RC = np.stack([((seeds_out_RS @ own_SP) * prompts_out_RP).sum(axis=1) for own_SP in scores_CSP], axis=1)
+    left_R = seeds_out_RS.sum(axis=1) * prompts_out_RP.sum(axis=1)
+    found_R = out_RC[np.arange(len(chosen_R)), chosen_R][usable_R] / left_R[usable_R]
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(found, [tail, 1 - tail])
-    return Score(fmean(found), float(low), float(high), seeds * prompts)
+    low, high = np.quantile(found_R, [tail, 1 - tail])
+    return Score(float(found_R.mean()), float(low), float(high), seeds * prompts)
 
 
-def _bag(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """(indices drawn, indices not drawn); of one both are it. None where all were drawn."""
+def _bags(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each of n is drawn in each resample, and 1 where it is not drawn: both [resamples, n]. One alone is in
+    and out, for it cannot be drawn."""
     import numpy as np
 
     if n == 1:
-        return np.zeros(1, dtype=int), np.zeros(1, dtype=int)
-    drawn = rng.integers(0, n, size=n)
-    out = np.setdiff1d(np.arange(n), drawn)
-    return drawn, out if len(out) else None
+        return np.ones((RESAMPLES, 1)), np.ones((RESAMPLES, 1))
+    drawn_RN = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float)
+    return drawn_RN, (drawn_RN == 0).astype(float)
 
 
 # ---------------------------------------------------------------- how many prompts it takes

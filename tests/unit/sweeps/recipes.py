@@ -14,16 +14,16 @@ model: {start}
 out: {out}
 evaluate:
   suites:
-    - {{name: letters, kind: match, prompts: {asked}, pattern: '[a-m]', sampling: {{max_new_tokens: 4, temperature: 1.0}}}}
+    - {{name: letters, kind: match, prompts: {asked}, pattern: '[a-m]', sampling: {{max_new_tokens: 4}}}}
 stages:
-  - {{method: sft, data: {rows}, learning_rate: 1e-2, steps: 2, rows_per_step: 4, held_out: 0, preflight: {{mode: off}}}}
+  - {{method: sft, data: {rows}, learning_rate: 1e-2, steps: 2, rows_per_step: 4, held_out: 0, preflight: off}}
   - method: dpo
     data: {pairs}
     learning_rate: 1e-2
     steps: 4
     rows_per_step: 4
     held_out: 0
-    preflight: {{mode: off}}
+    preflight: off
     audit: {{on_error: off}}
 """
 

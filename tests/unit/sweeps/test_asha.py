@@ -28,7 +28,7 @@ def test_the_first_steps_by_hand() -> None:
     assert halving.next() == Step(3, 0)  # meanwhile another place begins the next setting
     halving.reached(1, 1, 0.9)
     halving.reached(3, 0, 0.5)
-    # The best third of four is one, now setting 3: asynchronous halving promotes it, though setting 1 has gone on before.
+    # The best third of four is one, now setting 3: it is promoted, though setting 1 has gone on before.
     assert halving.next() == Step(3, 1)
     assert halving.next() == Step(4, 0)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from posttrain.models.tree.policy import Policy
 
 from posttrain.cli.speaker import Speaker
 from posttrain.evaluate.suites import perplexity
@@ -15,6 +14,7 @@ from posttrain.models.folders.loading import resolve
 from posttrain.models.folders.manifest import write_manifest
 from posttrain.models.folders.spoken import speech_of
 from posttrain.models.tree.parity import computed_in
+from posttrain.models.tree.policy import Policy
 from posttrain.training.provenance import environment
 from tests.fixtures import byte_tokenizer, random_trees, tiny_model
 
