@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from posttrain.planning.plan import plan
     from posttrain.report import write_report
     from posttrain.runs.samples import samples
+    from posttrain.sweeps.sweep import Sweep, sweep
     from posttrain.synthesis.distil import distil
     from posttrain.training.making import make
     from posttrain.training.pipeline import check_recipe, run_recipe
@@ -137,6 +138,7 @@ _HOMES = {
     "SelfRefine": "posttrain.config.strategies",
     "SelfVerification": "posttrain.config.strategies",
     "Solution": "posttrain.inference.solution",
+    "Sweep": "posttrain.sweeps.sweep",
     "TreeOfThoughts": "posttrain.config.strategies",
     "audit": "posttrain.auditing",
     "check_recipe": "posttrain.training.pipeline",
@@ -155,6 +157,7 @@ _HOMES = {
     "samples": "posttrain.runs.samples",
     "select": "posttrain.curation.pipeline",
     "solve": "posttrain.inference.run",
+    "sweep": "posttrain.sweeps.sweep",
     "train": "posttrain.training.session",
     "write_report": "posttrain.report",
 }
@@ -210,6 +213,7 @@ __all__ = [
     "SelfRefine",
     "SelfVerification",
     "Solution",
+    "Sweep",
     "TreeOfThoughts",
     "audit",
     "check_recipe",
@@ -228,6 +232,7 @@ __all__ = [
     "samples",
     "select",
     "solve",
+    "sweep",
     "train",
     "write_report",
 ]

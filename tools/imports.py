@@ -45,6 +45,7 @@ LAYERS = {
     "planning": 5,
     "training": 6,
     "launching": 6,
+    "sweeps": 6,
     "cli": 7,
     "board": 7,
     "__main__": 7,

@@ -27,6 +27,7 @@ from posttrain.cli.score import score
 from posttrain.cli.select import select
 from posttrain.cli.serve import serve
 from posttrain.cli.solve import solve
+from posttrain.cli.sweep import sweep
 from posttrain.cli.terminal import echo
 from posttrain.cli.usage import Verb, Verbs
 
@@ -34,6 +35,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
     "new": new,
     "run": run,
+    "sweep": sweep,
     "check": check,
     "plan": plan,
     "solve": solve,

@@ -38,6 +38,7 @@ from posttrain.training.measured import Measured
 from posttrain.training.on_step import OnStep, StepReport, tell
 from posttrain.training.optimizer import Optimizer, Update
 from posttrain.training.order import RowOrder, stream_seed
+from posttrain.training.pausing import Pause, paused
 from posttrain.training.saving import Saver
 from posttrain.training.source import RowSource, Source, Units
 from posttrain.training.step import accumulate, branch_values, measure, require_two_rows, slices
@@ -59,7 +60,14 @@ class Interrupted(TrainingError):
 class Loop:
     """One stage's training: Loop(work, folder, progress).run() -> steps taken in all."""
 
-    def __init__(self, work: Work, folder: StageFolder, progress: Progress, on_step: OnStep | None = None):
+    def __init__(
+        self,
+        work: Work,
+        folder: StageFolder,
+        progress: Progress,
+        on_step: OnStep | None = None,
+        pause: Pause | None = None,
+    ):
         self.here = world()
         self.work = work
         self.folder = folder
@@ -72,6 +80,7 @@ class Loop:
         self._rung: list[Alarm] = []
         stage = work.stage
         self.source, self.units = _source_of(work)
+        self._pause_at = None if pause is None else pause.step(self.source.steps)
         self.hooks = work.hooks
         work.policy.settle()  # what is gathered for a pass is not what trains
         self.optimizer = Optimizer(
@@ -105,6 +114,7 @@ class Loop:
             NonFiniteError: after the last good weights were saved and the alarm was written; it names the first module,
                 parameter and rows that are not finite.
             Interrupted: after Ctrl-C, when a checkpoint has been written.
+            Paused: at the rung of `pause`, likewise.
             TrainingError: a critical alarm, where the stage says that it stops.
         """
         # Dropout alone draws from the global stream; a resumed run gets its state back from the checkpoint. Each rank
@@ -146,6 +156,10 @@ class Loop:
             if not self.saver.state.is_measured:  # the run ended between a step and what follows it
                 self._after_step()
             while self.step < steps and self._why_stop() is None:
+                # Before the step, so that a run whose suite failed at the rung pauses there again.
+                if self._pause_at is not None and self.step >= self._pause_at:
+                    self.saver.save()
+                    raise paused(self.folder, self.step, steps)
                 self._one_step(phase)
                 # Asked of all: a signal reaches one rank, and those that took another step would wait for it.
                 if number := self.here.largest(interrupted() or 0):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from posttrain.runs.showing import Shown, showing
 from posttrain.training.checks.preflight import Preflight
 from posttrain.training.earlier import clear_checkpoints, inputs_of, make_room, require_inputs_elsewhere
 from posttrain.training.evaluation import (
+    RunSuites,
     evaluate_stage,
     evaluate_start,
     judge_earlier,
@@ -52,9 +53,11 @@ from posttrain.training.evaluation import (
 from posttrain.training.identity import identity_of_recipe
 from posttrain.training.interrupts import ending_signals
 from posttrain.training.own_objective import require_objective
+from posttrain.training.pausing import rung_folder
 from posttrain.training.provenance import now
 from posttrain.training.rl.servers import require_servers
 from posttrain.training.run_record import Timed, begin_run, how_it_ended, left_over, of_main
+from posttrain.training.siblings import ALONE, Within
 from posttrain.training.stages.kind import OUTPUT_NAMES, MakingKind, StageContext, TrainingKind
 from posttrain.training.stages.prepare import prepare
 from posttrain.training.stages.run import run_stage
@@ -85,11 +88,21 @@ def run_recipe(recipe: Recipe, *, fresh: bool = False, progress: Shown = None) -
     """
     _require_recipe(recipe)
     checked_flag("fresh", fresh)
+    return run_within(recipe, ALONE, fresh=fresh, progress=progress)
+
+
+def run_within(recipe: Recipe, within: Within, *, fresh: bool = False, progress: Shown = None) -> RunResult:
+    """`run_recipe`, as one run of a sweep: with stages that its siblings have finished, and a rung where it pauses.
+
+    Raises:
+        Paused: at the rung, with a checkpoint.
+        PosttrainError: as `run_recipe`.
+    """
     with showing(of_main(progress), in_logs=True) as shown, folder_code(recipe.model_code), ending_signals():
-        return driven(lambda: _run(recipe, fresh, shown), own=(shown,))
+        return driven(lambda: _run(recipe, fresh, shown, within), own=(shown,))
 
 
-def _run(recipe: Recipe, fresh: bool, progress: Progress) -> RunResult:
+def _run(recipe: Recipe, fresh: bool, progress: Progress, within: Within) -> RunResult:
     _check_devices(recipe)
     _check_rewards(recipe, fresh=fresh)
     run = RunFolder(recipe.folder)
@@ -106,7 +119,7 @@ def _run(recipe: Recipe, fresh: bool, progress: Progress) -> RunResult:
         begin_run(run, recipe.name, recipe.stages)
         run.write_recipe(recipe.to_yaml())
         try:
-            _run_stages(run, recipe, progress)
+            _run_stages(run, recipe, progress, within)
         except BaseException as error:
             run.write_run(status=how_it_ended(error))
             # The report of a failed run is worth having; that it fails too must not hide why.
@@ -255,7 +268,7 @@ def _check_rewards(recipe: Recipe, *, fresh: bool = False) -> None:
 # ---------------------------------------------------------------- the stages
 
 
-def _run_stages(run: RunFolder, recipe: Recipe, progress: Progress) -> None:
+def _run_stages(run: RunFolder, recipe: Recipe, progress: Progress, within: Within) -> None:
     """Each stage from the policy that it starts from; a policy is asked the suites when it is made, and once more when
     a reward model that judges it is."""
     model: str | Path = recipe.model
@@ -265,14 +278,17 @@ def _run_stages(run: RunFolder, recipe: Recipe, progress: Progress) -> None:
     answers = answer_settings(first, model, date)
     asked: list[tuple[StageFolder, str | Path, AnswerSettings]] = [(run.start, model, answers)]
     made: dict[str, tuple[str | Path, AnswerSettings]] = {START: (model, answers)}
+    within.link_start(run, recipe, progress)
     evaluate_start(run, recipe, answers, progress)
+    within.note_start(run, recipe)
 
     for stage in recipe.stages:
         folder = run.stage(stage.name)
         above = started_from(recipe.stages, stage)
         model, answers = made[START if above is None else above.name]
         evaluate = stage.OUTPUTS == "policy" and (recipe.evaluate.every_stage or stage.name in last)
-        with Timed(run, folder, stage) as timed:
+        # The turn ends after the stage's last record is written, or a sibling would find it unfinished.
+        with ExitStack() as held, Timed(run, folder, stage) as timed:
             own = answer_settings(stage, model, date) if isinstance(stage, TrainingStage) else answers
             ctx = StageContext(
                 _located(stage, run, recipe.model),
@@ -283,10 +299,13 @@ def _run_stages(run: RunFolder, recipe: Recipe, progress: Progress) -> None:
                 answers=own,
                 split_seed=recipe.split_seed,
                 suites=recipe.evaluate.suites,
+                pause=within.pause if within.pause is not None and within.pause.stage == stage.name else None,
             )
             with ctx.doing("hashing the data and the start model"):
                 ctx = replace(ctx, identity=identity_of_recipe(ctx, own))
-            _run_unless_done(ctx, run, recipe, own, timed, evaluate=evaluate)
+            make_room(ctx, run, timed)
+            held.enter_context(within.turn(ctx))
+            _run_unless_done(ctx, run, recipe, own, evaluate=evaluate)
         if stage.OUTPUTS == "policy":
             made[stage.name] = (folder.model, own)
             asked += [(folder, folder.model, own)] if evaluate else []
@@ -299,7 +318,6 @@ def _run_unless_done(
     run: RunFolder,
     recipe: Recipe,
     answers: AnswerSettings,
-    timed: Timed,
     *,
     evaluate: bool,
 ) -> None:
@@ -309,15 +327,20 @@ def _run_unless_done(
     def ask(model: Any, tokenizer: Any) -> None:
         evaluate_stage(folder, recipe, model, answers, progress, tokenizer=tokenizer)
 
+    def ask_at_rung(step: int, model: Any, tokenizer: Any) -> None:
+        assert ctx.pause is not None
+        suites = tuple(suite for suite in recipe.evaluate.suites if suite.name == ctx.pause.suite)
+        asked = RunSuites(run, suites, recipe.seed)
+        asked.ask(rung_folder(folder, step), model, answers, progress, tokenizer=tokenizer)
+
     outcome = None
-    make_room(ctx, run, timed)
     record = folder.stage() if folder.exists else StageRecord()
     if _is_done(record, ctx):
         ctx.say("done before, and nothing that it depends on has changed")
     else:
         if record.status == "done":
             clear_checkpoints(folder)
-        outcome = run_stage(ctx, evaluate=ask if evaluate else None)
+        outcome = run_stage(ctx, evaluate=ask if evaluate else None, at_rung=ask_at_rung)
     if outcome is None and evaluate and not ctx.stage.keeps_output:
         if recipe.evaluate.suites:
             ctx.say("its model was not kept (`export: none`), so the suites that were asked then are not asked again")

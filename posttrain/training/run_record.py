@@ -17,6 +17,7 @@ from posttrain.runs.records.run import RunRecord, StageEntry
 from posttrain.runs.records.stage import StageRecord
 from posttrain.runs.showing import Shown
 from posttrain.training.loop import Interrupted
+from posttrain.training.pausing import Paused
 from posttrain.training.provenance import now
 
 
@@ -53,10 +54,10 @@ def left_over(run: RunFolder, stages: Sequence[StageSettings]) -> list[str]:
 
 
 def how_it_ended(error: BaseException | None) -> str:
-    """done, interrupted (Ctrl-C, or a stop that was asked for), or failed."""
+    """done, interrupted (Ctrl-C, a stop that was asked for, a rung), or failed."""
     if error is None:
         return "done"
-    return "interrupted" if isinstance(error, KeyboardInterrupt | Interrupted) else "failed"
+    return "interrupted" if isinstance(error, KeyboardInterrupt | Interrupted | Paused) else "failed"
 
 
 class Timed:

@@ -26,10 +26,21 @@ from tools.imports import (
     part_of,
 )
 
-PAGE_WRITERS = ("auditing.run", "board", "cli", "training.pipeline", "training.session")
+PAGE_WRITERS = ("auditing.run", "board", "cli", "sweeps.page", "training.pipeline", "training.session")
 """Modules that may import `report` or `board`: commands, and what writes a page when its work is done."""
 
-ONLY_ON_REQUEST = {"vllm", "ray", "deepspeed", "flash_attn", "flashinfer", "triton", "bitsandbytes", "gguf", "datasets"}
+ONLY_ON_REQUEST = {
+    "vllm",
+    "ray",
+    "optuna",
+    "deepspeed",
+    "flash_attn",
+    "flashinfer",
+    "triton",
+    "bitsandbytes",
+    "gguf",
+    "datasets",
+}
 """Engines, CUDA-only packages and optional extras: a plain machine imports the package without them."""
 
 NEVER_AT_IMPORT = {

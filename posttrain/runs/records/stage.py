@@ -36,6 +36,16 @@ class Replaced(Record):
 
 
 @dataclass(frozen=True, slots=True)
+class SharedFrom(Record):
+    """The run of the same sweep that trained a stage which is linked into this one: SharedFrom("dpo.beta-0.05_seed-0",
+    31.2)"""
+
+    run: str
+    seconds: float | None
+    """Of work, there."""
+
+
+@dataclass(frozen=True, slots=True)
 class Machine(Record):
     """What the stage was computed on.
 
@@ -273,6 +283,8 @@ class StageRecord(WholeFile):
     held_out_score: HeldOutScore | None = None
     replaced: Replaced | None = optional_key()
     """Of a result that was moved to `<stage>.1` and so on, before its stage ran again on other inputs."""
+    shared: SharedFrom | None = optional_key()
+    """Of a stage that another run of a sweep trained, and that is linked into this one."""
     more: Mapping[str, Any] = other_keys()
 
     @property

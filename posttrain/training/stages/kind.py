@@ -37,6 +37,7 @@ from posttrain.runs.records.stage import DataCounts, StageRecord
 from posttrain.training.checks.preflight import Check, Preflight
 from posttrain.training.objectives import Algorithm
 from posttrain.training.on_step import OnStep
+from posttrain.training.pausing import Pause
 from posttrain.training.source import Hooks, Source, Units
 from posttrain.training.stages.speech import AnswerSettings
 from posttrain.training.stages.starts import Start
@@ -106,6 +107,8 @@ class StageContext(Generic[S_co]):
 
     suites: tuple[SuiteSettings, ...] = ()
     """What the recipe asks every policy, for a stage that chooses by it."""
+    pause: Pause | None = None
+    """The rung of a sweep at which it ends, to be gone on with."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # To another rank, which writes nothing: what is called back, and the files' hashes, are rank 0's.

@@ -27,6 +27,7 @@ from posttrain.training import checkpoint
 from posttrain.training.checks.plan import say_checks
 from posttrain.training.identity import require_unchanged
 from posttrain.training.loop import Loop
+from posttrain.training.pausing import Paused
 from posttrain.training.provenance import environment, now
 from posttrain.training.stages.kind import OUTPUT_NAMES, Finished, Prepared, StageContext, TrainingKind
 from posttrain.training.stages.prepare import prepare
@@ -43,11 +44,17 @@ class Outcome:
     finished: Finished
 
 
-def run_stage(ctx: StageContext[Any], *, evaluate: Callable[[Any, Any], None] | None = None) -> Outcome | None:
+def run_stage(
+    ctx: StageContext[Any],
+    *,
+    evaluate: Callable[[Any, Any], None] | None = None,
+    at_rung: Callable[[int, Any, Any], None] | None = None,
+) -> Outcome | None:
     """A whole stage of any kind, with its records; what it makes lies in the stage's folder.
 
     Args:
         evaluate: called with the trained model and its tokenizer, while the export is read back.
+        at_rung: called with the steps taken, the model and its tokenizer where the stage pauses (`ctx.pause`).
 
     Returns:
         The trained model, still in memory; None of a kind that trains nothing.
@@ -55,7 +62,7 @@ def run_stage(ctx: StageContext[Any], *, evaluate: Callable[[Any, Any], None] | 
     kind = kind_of_stage(ctx.stage)
     ctx = replace(ctx, resumed=_begin_records(ctx))
     if isinstance(kind, TrainingKind):
-        return everywhere(_train_stage, ctx, OfMain(evaluate))
+        return everywhere(_train_stage, ctx, OfMain(evaluate), OfMain(at_rung))
     inputs = kind.inputs(ctx)
     require_unchanged(ctx.identity)
     counts = kind.make(ctx, inputs)
@@ -89,7 +96,11 @@ def _begin_records(ctx: StageContext[Any]) -> StageRecord:
     return record
 
 
-def _train_stage(ctx: StageContext[Any], asked: OfMain[Callable[[Any, Any], None]]) -> Outcome:
+def _train_stage(
+    ctx: StageContext[Any],
+    asked: OfMain[Callable[[Any, Any], None]],
+    at_rung: OfMain[Callable[[int, Any, Any], None]],
+) -> Outcome:
     """Prepare, train, ask the suites while the export is read back, save; every rank of a job is here."""
     folder, kind, here = ctx.folder, training_kind(ctx.stage), world()
     # The pulse covers what may hang for hours: an engine, a reward, a step.
@@ -98,7 +109,13 @@ def _train_stage(ctx: StageContext[Any], asked: OfMain[Callable[[Any, Any], None
         prepared = prepare(ctx)
         say_checks(prepared.preflight, folder.name, ctx.progress)
         folder.write_stage(**_facts(prepared))
-        outcome = train(ctx, kind, prepared)
+        try:
+            outcome = train(ctx, kind, prepared)
+        except Paused as rung:
+            step, look = rung.step, at_rung.value
+            of_model = (prepared.work.policy.model, prepared.loaded.tokenizer)
+            driven(lambda: None if look is None else look(step, *of_model), own=of_model)
+            raise
     # The save is read back in another process meanwhile, which costs a suite's time nothing.
     pending, evaluate = outcome.finished.pending, asked.value
     model, tokenizer, in_parts = outcome.policy.model, prepared.loaded.tokenizer, outcome.policy.is_sharded
@@ -131,7 +148,7 @@ def train(ctx: StageContext[Any], kind: TrainingKind[Any, Any, Any], prepared: P
     """Run the loop and begin the export; `outcome.finished.pending.wait()` gives the model folder its name."""
     started = time.monotonic()
     measured = kind.measure_start(ctx, prepared)
-    loop = Loop(prepared.work, ctx.folder, ctx.progress, ctx.on_step)
+    loop = Loop(prepared.work, ctx.folder, ctx.progress, ctx.on_step, ctx.pause)
     ctx.folder.write_stage(arithmetic=loop.arithmetic())
     ctx.progress.say(loop.arithmetic())
     steps = loop.run()
