@@ -25,6 +25,7 @@ from posttrain.cli.score import score
 from posttrain.cli.select import select
 from posttrain.cli.serve import serve
 from posttrain.cli.solve import solve
+from posttrain.cli.summary import summary
 from posttrain.cli.terminal import echo
 from posttrain.cli.usage import Verb, Verbs
 
@@ -44,6 +45,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "merge": merge,
     "samples": samples,
     "report": report,
+    "summary": summary,
 }
 
 app = typer.Typer(

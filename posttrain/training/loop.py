@@ -56,6 +56,13 @@ class Interrupted(TrainingError):
         super().__init__(problem, remedy=remedy, **details)
 
 
+def how_it_ended(error: BaseException | None) -> str:
+    """done, interrupted (Ctrl-C, or a stop that was asked for), or failed."""
+    if error is None:
+        return "done"
+    return "interrupted" if isinstance(error, KeyboardInterrupt | Interrupted) else "failed"
+
+
 class Loop:
     """One stage's training: Loop(work, folder, progress).run() -> steps taken in all."""
 
