@@ -11,6 +11,7 @@ from posttrain.cli.audit import audit
 from posttrain.cli.boundary import guarded
 from posttrain.cli.check import check
 from posttrain.cli.compare import compare
+from posttrain.cli.export import export
 from posttrain.cli.generate import generate
 from posttrain.cli.launch import launch
 from posttrain.cli.merge import merge
@@ -43,6 +44,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "score": score,
     "serve": serve,
     "merge": merge,
+    "export": export,
     "samples": samples,
     "report": report,
     "summary": summary,
