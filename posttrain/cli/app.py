@@ -18,6 +18,7 @@ from posttrain.cli.merge import merge
 from posttrain.cli.models import models
 from posttrain.cli.new import new
 from posttrain.cli.plan import plan
+from posttrain.cli.push import push
 from posttrain.cli.quickstart import quickstart
 from posttrain.cli.report import report
 from posttrain.cli.run import run
@@ -45,6 +46,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "serve": serve,
     "merge": merge,
     "export": export,
+    "push": push,
     "samples": samples,
     "report": report,
     "summary": summary,

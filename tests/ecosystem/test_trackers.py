@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def resumed(tmp_path: Path) -> Callable[[Any], Path]:
         out = tmp_path / "mine"
         with pytest.raises(KeyboardInterrupt):
             pt.train(sft, tmp_path / "start", rows, out=out, on_step=stop, progress=False)
+        time.sleep(1.1)  # wandb names its offline folders by the second
         pt.train(sft, tmp_path / "start", rows, out=out, progress=False)
         return out
 
