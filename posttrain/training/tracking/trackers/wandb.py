@@ -56,7 +56,7 @@ class WandbTracker:
 
     def close(self, status: str) -> None:
         self._run.summary["status"] = status
-        self._run.finish(exit_code=0 if status == "done" else 1, quiet=True)
+        self._run.finish(exit_code=0 if status == "done" else 1)
 
 
 def require_login(settings: Mapping[str, Any], where: str) -> None:
