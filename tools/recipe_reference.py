@@ -26,6 +26,7 @@ from posttrain.config.meanings import meaning_of
 from posttrain.config.merge_measures import BarrierSettings, WeightSearch
 from posttrain.config.merge_methods import MERGE_METHODS
 from posttrain.config.merging import CheckpointAverage, Merge, MergeSettings, MergeSource
+from posttrain.config.notify import Notify
 from posttrain.config.online import GKD, ONLINE_STAGES, RFT, OnlineDPO, OnlineStage, PPOStage, SamplingStage
 from posttrain.config.other_tools import NOT_HERE, OTHER_TOOLS, OTHER_TOOLS_ONLINE
 from posttrain.config.pairs import AnyPairs, Pairs
@@ -50,6 +51,7 @@ from posttrain.config.strategies import STRATEGY_KINDS
 from posttrain.config.strategies import base as strategy_base
 from posttrain.config.strategies.demonstrations import AnySimilarity, Demonstrations
 from posttrain.config.teacher import AnyTeacher, Price, TeacherSampling
+from posttrain.config.trackers import TRACKER_KINDS
 from posttrain.config.varied import Filtered
 from posttrain.losses.feedback import FEEDBACK, FeedbackRow
 from posttrain.losses.pairwise import PAIRWISE, PairwiseRow
@@ -136,11 +138,17 @@ def recipe_reference() -> str:
         HEAD,
         "## The recipe\n",
         table(Recipe),
+        *group("notify", Notify),
         "## Stages that train\n",
         "Keys of `sft` and of every preference method.\n",
         table(RowStage, leave_out=("method",)),
         rates(),
         *groups(RowStage),
+        *[
+            part
+            for name, kind in TRACKER_KINDS.items()
+            for part in group(f"log: {{to: [{{kind: {name}}}]}}", kind, ("kind",))
+        ],
         "## Supervised fine-tuning: `method: sft`\n",
         f"The keys above, and `{'`, `'.join(sft_keys)}`.\n",
         *group("encoding", settings.SFTEncoding),

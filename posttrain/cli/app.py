@@ -12,12 +12,14 @@ from posttrain.cli.boundary import guarded
 from posttrain.cli.check import check
 from posttrain.cli.compare import compare
 from posttrain.cli.evaluate import evaluate
+from posttrain.cli.export import export
 from posttrain.cli.generate import generate
 from posttrain.cli.launch import launch
 from posttrain.cli.merge import merge
 from posttrain.cli.models import models
 from posttrain.cli.new import new
 from posttrain.cli.plan import plan
+from posttrain.cli.push import push
 from posttrain.cli.quickstart import quickstart
 from posttrain.cli.rate import rate
 from posttrain.cli.report import report
@@ -27,6 +29,7 @@ from posttrain.cli.score import score
 from posttrain.cli.select import select
 from posttrain.cli.serve import serve
 from posttrain.cli.solve import solve
+from posttrain.cli.summary import summary
 from posttrain.cli.sweep import sweep
 from posttrain.cli.terminal import echo
 from posttrain.cli.usage import Verb, Verbs
@@ -48,8 +51,11 @@ VERBS: dict[str, Callable[..., None]] = {
     "score": score,
     "serve": serve,
     "merge": merge,
+    "export": export,
+    "push": push,
     "samples": samples,
     "report": report,
+    "summary": summary,
 }
 
 app = typer.Typer(

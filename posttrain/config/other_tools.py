@@ -29,6 +29,12 @@ OTHER_TOOLS: Mapping[str, str] = _by_name(
         "steps": "max_steps total_training_steps",
         "epochs": "num_epochs num_train_epochs max_epochs total_epochs",
         "max_length": "max_prompt_length max_seq_length max_seq_len max_len sequence_len cutoff_len model_max_length",
+        "log.to, a list such as [tensorboard, wandb]": (
+            "report_to use_wandb use_tensorboard use_mlflow logger trackio_space_id"
+        ),
+        "log.to, with the tracker's own keys: [{kind: wandb, project: mine}]": (
+            "wandb_project wandb_entity project_name mlflow_experiment_name"
+        ),
         # The optimizer and its schedule
         "learning_rate": "lr actor_learning_rate",
         "schedule.kind": "lr_scheduler lr_scheduler_type",
@@ -158,12 +164,10 @@ OTHER_TOOLS_ONLINE: Mapping[str, str] = _by_name(
 NOT_HERE: Mapping[str, str] = _by_name(
     {
         "metrics are in `metrics.jsonl` of the stage's folder, figures in `report.html`": (
-            "report_to wandb_project wandb_entity wandb_run_id wandb_name wandb_watch use_wandb use_tensorboard "
-            "use_mlflow use_swanlab mlflow_experiment_name comet_project_name trackio_space_id project_name logger "
-            "plot_loss"
+            "use_swanlab comet_project_name wandb_run_id wandb_name wandb_watch plot_loss"
         ),
         "every step is written to `metrics.jsonl`": "logging_steps logging_strategy logging_first_step log_interval",
-        "a stage's model folder is what `huggingface-cli upload` takes": (
+        "`posttrain push FOLDER owner/name` takes a stage's model to the hub, with its card": (
             "push_to_hub hub_model_id hub_token hub_strategy hub_private_repo export_hub_model_id"
         ),
         "how many processes there are is the launcher's to say": (

@@ -17,6 +17,7 @@ from posttrain.config.chain import check_adapters
 from posttrain.config.lineage import START, check_starts
 from posttrain.config.merging import Merge, MergeSource, sources_in
 from posttrain.config.nested import scorers_of, teachers_of
+from posttrain.config.notify import Notifications
 from posttrain.config.online import SamplingStage
 from posttrain.config.select import Select
 from posttrain.config.settings import Data, ReadSettings
@@ -51,6 +52,8 @@ class Recipe(Settings):
     """Folder that holds run folders; relative to where the command runs."""
     evaluate: Evaluation = Evaluation()
     """What the start model and each trained model are asked."""
+    notify: Notifications = ()
+    """Who is told when the run ends, fails, or an alarm rings: `[{url: $SLACK_URL, format: slack}]`."""
     stages: tuple[Stage, ...] = Field(min_length=1)
     """What is done, in this order; each stage starts from the last model before it, or from what its `starts_from`
     names."""

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from posttrain.config.mixing import READS, Mixing, Moment, check_mixture, source_name, spread_keys
 from posttrain.config.repairs import RepairSettings
+from posttrain.config.trackers import Trackers, require_distinct_kinds
 from posttrain.config.values import AutoBool, Float, Int, Settings, choose, is_changed, listed, refuse
 from posttrain.data.encoder_settings import TrainOn
 from posttrain.data.formats import FORMATS
@@ -416,6 +417,19 @@ class Log(Settings):
     stall_after: Float | None = Field(default=300.0, gt=0)
     """Seconds without progress after which a stall is reported: the part of the step that hangs is named, and where
     each thread stands goes to stalls.txt. Nothing is stopped. null: never."""
+    to: Trackers = ()
+    """Trackers that are told every step: `[tensorboard, {kind: wandb, project: mine}]`; `tensorboard`, `trackio`,
+    `wandb`, `mlflow`. One that fails is named once and dropped, and the run goes on."""
+
+    @field_validator("to")
+    @classmethod
+    def _distinct(cls, trackers: Trackers) -> Trackers:
+        return require_distinct_kinds(trackers)
+
+    @property
+    def trackers(self) -> list[dict[str, Any]]:
+        """The settings of each tracker, as `posttrain.training.tracking` takes them."""
+        return [tracker.model_dump(mode="json") for tracker in self.to]
 
 
 class ReferenceSettings(Settings):

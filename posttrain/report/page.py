@@ -98,6 +98,12 @@ def render(run: RunContents) -> str:
     return text.translate(UNSEEN)
 
 
+def fragment(template: str, **values: object) -> str:
+    """A small page of its own, with the report's style and no script."""
+    style = custom_properties() + _asset("report.css")
+    return _environment().get_template(template).render(style=Markup(style), **values)
+
+
 # Once a process: the templates are compiled the same for every page.
 @cache
 def _environment() -> Environment:

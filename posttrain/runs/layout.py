@@ -1,6 +1,8 @@
 """Names inside a run folder, for who needs to know them and not what lies under them."""
 
-RESERVED_NAMES = ("start", "evaluations")
+TRACKING = "tracking"
+"""The folder in a run's in which trackers without a server keep their files."""
+RESERVED_NAMES = ("start", "evaluations", TRACKING)
 """Names that no stage may have; `start` holds what the first model scored before any training."""
 ASKED = "asked.jsonl"
 """A stage's journal of what a teacher has answered: an attempt that begins anew keeps it, and asks nothing twice."""

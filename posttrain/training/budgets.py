@@ -27,9 +27,10 @@ from posttrain.runs.read import read_run
 from posttrain.runs.showing import Shown, showing
 from posttrain.training.evaluation import with_trained, write_summary
 from posttrain.training.interrupts import ending_signals
+from posttrain.training.loop import how_it_ended
 from posttrain.training.order import stream_seed
 from posttrain.training.provenance import now
-from posttrain.training.run_record import begin_run, how_it_ended
+from posttrain.training.run_record import begin_run
 from posttrain.training.stages.speech import AnswerSettings, answer_settings, first_trained
 
 

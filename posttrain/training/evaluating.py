@@ -31,8 +31,9 @@ from posttrain.runs.records.run import StageEntry
 from posttrain.runs.showing import Shown, showing
 from posttrain.training.evaluation import write_summary
 from posttrain.training.interrupts import ending_signals
+from posttrain.training.loop import how_it_ended
 from posttrain.training.provenance import now
-from posttrain.training.run_record import begin_run, how_it_ended
+from posttrain.training.run_record import begin_run
 
 
 @dataclass(frozen=True, slots=True)

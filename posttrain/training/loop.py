@@ -38,7 +38,7 @@ from posttrain.training.measured import Measured
 from posttrain.training.on_step import OnStep, StepReport, tell
 from posttrain.training.optimizer import Optimizer, Update
 from posttrain.training.order import RowOrder, stream_seed
-from posttrain.training.pausing import Pause, paused
+from posttrain.training.pausing import Pause, Paused, paused
 from posttrain.training.saving import Saver
 from posttrain.training.source import RowSource, Source, Units
 from posttrain.training.step import accumulate, branch_values, measure, require_two_rows, slices
@@ -55,6 +55,13 @@ class Interrupted(TrainingError):
         self.number = number
         """Of the signal."""
         super().__init__(problem, remedy=remedy, **details)
+
+
+def how_it_ended(error: BaseException | None) -> str:
+    """done, interrupted (Ctrl-C, a stop that was asked for, a rung), or failed."""
+    if error is None:
+        return "done"
+    return "interrupted" if isinstance(error, KeyboardInterrupt | Interrupted | Paused) else "failed"
 
 
 class Loop:

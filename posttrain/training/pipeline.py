@@ -63,6 +63,8 @@ from posttrain.training.stages.prepare import prepare
 from posttrain.training.stages.run import run_stage
 from posttrain.training.stages.speech import AnswerSettings, answer_settings, first_trained
 from posttrain.training.stages.table import kind_of_stage
+from posttrain.training.tracking.notify import notifying, require_notify
+from posttrain.training.tracking.trackers.table import require_trackers
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,20 +120,25 @@ def _run(recipe: Recipe, fresh: bool, progress: Progress, within: Within) -> Run
             )
         begin_run(run, recipe.name, recipe.stages)
         run.write_recipe(recipe.to_yaml())
-        try:
-            _run_stages(run, recipe, progress, within)
-        except BaseException as error:
-            run.write_run(status=how_it_ended(error))
-            # The report of a failed run is worth having; that it fails too must not hide why.
-            with suppress(Exception):
-                write_report(run.path)
-            raise
-        write_run_cross_scores(run, recipe.evaluate.suites)
-        write_twins(run, twin_pairs(recipe.stages))  # once more: only now is the last stage done
-        run.write_run(status="done", ended=now())
-        with progress.doing("writing the report"):
-            report = write_report(run.path)
+        with notifying(recipe.notify, run, say=progress.say):
+            report = _run_to_report(run, recipe, progress, within)
     return RunResult(run.path, run.summary(), report)
+
+
+def _run_to_report(run: RunFolder, recipe: Recipe, progress: Progress, within: Within) -> Path:
+    try:
+        _run_stages(run, recipe, progress, within)
+    except BaseException as error:
+        run.write_run(status=how_it_ended(error))
+        # The report of a failed run is worth having; that it fails too must not hide why.
+        with suppress(Exception):
+            write_report(run.path)
+        raise
+    write_run_cross_scores(run, recipe.evaluate.suites)
+    write_twins(run, twin_pairs(recipe.stages))  # once more: only now is the last stage done
+    run.write_run(status="done", ended=now())
+    with progress.doing("writing the report"):
+        return write_report(run.path)
 
 
 def check_recipe(
@@ -252,10 +259,13 @@ def _check_devices(recipe: Recipe) -> None:
 
 def _check_rewards(recipe: Recipe, *, fresh: bool = False) -> None:
     """Makes every reward and objective once, so that a function that is not there is refused now, not hours later at
-    its stage; and looks for the servers that a stage asks."""
+    its stage; and looks for the servers that a stage asks, and for the trackers that it tells."""
     run = RunFolder(recipe.folder)
+    require_notify(recipe.notify)
     for stage in recipe.stages:
         require_objective(stage)
+        if isinstance(stage, TrainingStage):
+            require_trackers(stage.log.trackers, f"{stage.name}.log.to")
         if isinstance(stage, SamplingStage):
             folder = run.stage(stage.name)
             # A stage that is done asks nobody any more.

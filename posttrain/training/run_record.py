@@ -16,8 +16,7 @@ from posttrain.runs.progress import Progress
 from posttrain.runs.records.run import RunRecord, StageEntry
 from posttrain.runs.records.stage import StageRecord
 from posttrain.runs.showing import Shown
-from posttrain.training.loop import Interrupted
-from posttrain.training.pausing import Paused
+from posttrain.training.loop import how_it_ended
 from posttrain.training.provenance import now
 
 
@@ -51,13 +50,6 @@ def left_over(run: RunFolder, stages: Sequence[StageSettings]) -> list[str]:
     before = [entry.name for entry in run.run().stages] if run.exists else []
     named = {stage.name for stage in stages}
     return [name for name in before if name not in named and run.stage(name).exists]
-
-
-def how_it_ended(error: BaseException | None) -> str:
-    """done, interrupted (Ctrl-C, a stop that was asked for, a rung), or failed."""
-    if error is None:
-        return "done"
-    return "interrupted" if isinstance(error, KeyboardInterrupt | Interrupted | Paused) else "failed"
 
 
 class Timed:

@@ -27,6 +27,7 @@ from posttrain.models.folders.own_code import ModelCode, folder_code
 from posttrain.models.folders.source import resolve
 from posttrain.models.reward.folders import is_reward_folder
 from posttrain.models.reward.scoring import RewardModel, load_reward
+from posttrain.report.notebook import stage_html
 from posttrain.runs.folder import RunFolder, StageFolder
 from posttrain.runs.progress import clock
 from posttrain.runs.records.evaluation import Figure
@@ -269,7 +270,8 @@ class Run:
         except ImportError as error:
             raise MissingExtraError(
                 "a figure is drawn by matplotlib, which is not installed",
-                remedy="`pip install matplotlib`; the curves stand in the report too, and in `run.metrics()`",
+                remedy="`pip install 'posttrain[notebook]'`; the report shows the curves too, and so does a notebook's "
+                "cell that ends with the run itself",
             ) from error
         # Without pyplot: no window opens, and no figure stays in memory after its caller has let it go.
         drawing = matplotlib.Figure(figsize=(7, 4), layout="constrained")
@@ -322,7 +324,7 @@ class Run:
         return str(self.summary())
 
     def _repr_html_(self) -> str:
-        return self.summary()._repr_html_()
+        return stage_html(self.folder, self.stage, self.summary().rows_of_text())
 
 
 def _last_step(lines: Sequence[MetricsLine]) -> int:

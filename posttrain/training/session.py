@@ -18,6 +18,7 @@ import torch
 from posttrain.arguments import checked_flag, checked_path, checked_seed
 from posttrain.config import AdapterSettings, TrainingStage
 from posttrain.config.new_tokens import new_tokens
+from posttrain.config.notify import Notify, notifications
 from posttrain.config.suites import SuiteSettings
 from posttrain.models.folders import loading
 from posttrain.models.folders.loading import LoadedModel
@@ -41,6 +42,8 @@ from posttrain.training.session_suites import ask_start, suites_of, write_tables
 from posttrain.training.stages.kind import RewardSpec, StageContext
 from posttrain.training.stages.run import run_stage
 from posttrain.training.stages.speech import answer_settings
+from posttrain.training.tracking.notify import notifying, require_notify
+from posttrain.training.tracking.trackers.table import require_trackers
 
 
 def load(
@@ -96,6 +99,7 @@ def train(
     split_seed: int = 0,
     evaluate: Sequence[SuiteSettings | Mapping[str, Any]] | SuiteSettings | Mapping[str, Any] = (),
     on_step: OnStep | None = None,
+    notify: Any = (),
     fresh: bool = False,
     progress: Shown = None,
 ) -> Run:
@@ -125,6 +129,8 @@ def train(
             start before the stage trains and of its model after; files are relative to where the program runs.
         on_step: called with a `StepReport` after every step; gives None, or "stop" to end the stage there, with its
             model exported. It changes no number. An error in it ends the run, with a checkpoint.
+        notify: who is told when the run ends, fails, or an alarm rings, as in a recipe: "$SLACK_URL", or
+            [{"url": "$SLACK_URL", "format": "slack", "on": ["failure"]}].
         fresh: forget what the folder holds of this stage, and begin it anew. Other stages stay, and so do earlier
             results.
         progress: None shows it in a terminal, a notebook and, seldom, a log; False is silent.
@@ -142,6 +148,9 @@ def train(
     stage, data, held_out = with_data(stage, data, held_out)
     passed = rewards_of(rewards, stage)
     require_callable(on_step)
+    require_trackers(stage.log.trackers)
+    told = notifications(notify)
+    require_notify(told)
     suites = suites_of(evaluate, stage)
     run = RunFolder(checked_path("out", out, "runs/mine"))
     checked_seed(seed)
@@ -162,7 +171,7 @@ def train(
             on_step=on_step,
         )
         asked = RunSuites(run, suites, seed)
-        return driven(lambda: _train(ctx, asked, fresh), own=_own(ctx, suites))
+        return driven(lambda: _train(ctx, asked, fresh, told), own=_own(ctx, suites))
 
 
 def _own(ctx: StageContext[TrainingStage], suites: Sequence[SuiteSettings]) -> tuple[Any, ...]:
@@ -171,7 +180,7 @@ def _own(ctx: StageContext[TrainingStage], suites: Sequence[SuiteSettings]) -> t
     return (ctx.progress, ctx.stage, *start, ctx.examples, ctx.held_out, *ctx.rewards, *suites)
 
 
-def _train(ctx: StageContext[TrainingStage], asked: RunSuites, fresh: bool) -> Run:
+def _train(ctx: StageContext[TrainingStage], asked: RunSuites, fresh: bool, told: Sequence[Notify]) -> Run:
     """The stage with the records of its run folder, from the first to the report."""
     run = asked.run
     stage, folder = ctx.stage, ctx.folder
@@ -182,23 +191,31 @@ def _train(ctx: StageContext[TrainingStage], asked: RunSuites, fresh: bool) -> R
             require_inputs_elsewhere([folder.path], inputs_of(ctx.start, [stage], (ctx.examples, ctx.held_out)))
             remove_results([folder.path])
         begin_run(run, run.path.name, [stage], keep_others=True)
-        try:
-            with Timed(run, folder, stage) as timed:
-                ctx = replace(ctx, identity=identity_of_call(ctx))
-                make_room(ctx, run, timed, resumes_by_content=False)
-                outcome = run_stage(ctx, evaluate=_asking(ctx, asked) if asked.suites else None)
-                assert outcome is not None  # it trains
-                if asked.suites:
-                    write_tables(asked)
-        except BaseException as error:
-            run.write_run(status=how_it_ended(error), ended=now())
-            # The report of a failed run is worth having; that it fails too must not hide why.
-            with suppress(Exception):
-                write_report(run.path)
-            raise
-        run.write_run(status="done", ended=now())
-        write_report(run.path)
-    return Run(run.path, stage.name, outcome.steps)
+        with notifying(told, run, say=ctx.progress.say):
+            steps = _train_to_report(ctx, asked)
+    return Run(run.path, stage.name, steps)
+
+
+def _train_to_report(ctx: StageContext[TrainingStage], asked: RunSuites) -> int:
+    """The steps taken."""
+    run, stage, folder = asked.run, ctx.stage, ctx.folder
+    try:
+        with Timed(run, folder, stage) as timed:
+            ctx = replace(ctx, identity=identity_of_call(ctx))
+            make_room(ctx, run, timed, resumes_by_content=False)
+            outcome = run_stage(ctx, evaluate=_asking(ctx, asked) if asked.suites else None)
+            assert outcome is not None  # it trains
+            if asked.suites:
+                write_tables(asked)
+    except BaseException as error:
+        run.write_run(status=how_it_ended(error), ended=now())
+        # The report of a failed run is worth having; that it fails too must not hide why.
+        with suppress(Exception):
+            write_report(run.path)
+        raise
+    run.write_run(status="done", ended=now())
+    write_report(run.path)
+    return outcome.steps
 
 
 def _asking(ctx: StageContext[TrainingStage], asked: RunSuites) -> Callable[[Any, Any], None]:

@@ -36,6 +36,7 @@ from posttrain.runs.records.run import RunRecord, Summary
 from posttrain.runs.records.sampled import ExaminationLine, RolloutLine
 from posttrain.runs.records.selection import RejectedRow, SelectionManifest
 from posttrain.runs.records.stage import StageRecord
+from posttrain.runs.records.tracking import StageTracking
 from posttrain.runs.records.twins import TwinComparisons
 
 RUN_FILES: Mapping[str, type[Record]] = {
@@ -85,5 +86,6 @@ STAGE_FILES: Mapping[str, type[Record]] = {
     "step_scores.jsonl": StepRewards,
     "merge.json": MergeComparison,
     "search.json": SearchRecord,
+    "tracking.json": StageTracking,
 }
 """Files of a stage's folder and what they, or each of their lines, hold."""

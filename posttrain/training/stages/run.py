@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from posttrain.config import stage_yaml
+from posttrain.config import TrainingStage, stage_yaml
 from posttrain.models.adapters.kinds import trainable_parameters
 from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.folders.loading import LoadedModel
@@ -26,12 +26,13 @@ from posttrain.runs.records.stage import ParameterCounts, StageRecord, StartMode
 from posttrain.training import checkpoint
 from posttrain.training.checks.plan import say_checks
 from posttrain.training.identity import require_unchanged
-from posttrain.training.loop import Loop
+from posttrain.training.loop import Loop, how_it_ended
 from posttrain.training.pausing import Paused
 from posttrain.training.provenance import environment, now
 from posttrain.training.stages.kind import OUTPUT_NAMES, Finished, Prepared, StageContext, TrainingKind
 from posttrain.training.stages.prepare import prepare
 from posttrain.training.stages.table import kind_of_stage, training_kind
+from posttrain.training.tracking.tracking import Tracking
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +63,26 @@ def run_stage(
     kind = kind_of_stage(ctx.stage)
     ctx = replace(ctx, resumed=_begin_records(ctx))
     if isinstance(kind, TrainingKind):
-        return everywhere(_train_stage, ctx, OfMain(evaluate), OfMain(at_rung))
+        with _tracking(ctx):
+            return everywhere(_train_stage, ctx, OfMain(evaluate), OfMain(at_rung))
     inputs = kind.inputs(ctx)
     require_unchanged(ctx.identity)
     counts = kind.make(ctx, inputs)
     ctx.folder.write_stage(data=counts, output=OUTPUT_NAMES[kind.outputs])
     return None
+
+
+def _tracking(ctx: StageContext[TrainingStage]) -> Tracking:
+    """The trackers of the stage; of none, nothing happens."""
+    stage = ctx.stage
+    return Tracking(
+        stage.log.trackers,
+        ctx.folder.path.parent,
+        ctx.folder,
+        {**stage.model_dump(mode="json", by_alias=True), "seed": ctx.seed, "split_seed": ctx.split_seed},
+        say=ctx.progress.say,
+        status=how_it_ended,
+    )
 
 
 def _begin_records(ctx: StageContext[Any]) -> StageRecord:

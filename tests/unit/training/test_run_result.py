@@ -137,7 +137,7 @@ def test_curves_of_both_splits(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UnknownKeyError, match="did you mean `reward_margin`"):
         run.plot("reward_margn")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(MissingExtraError, match="pip install matplotlib"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'posttrain\[notebook\]'"):
         run.plot()
 
 
