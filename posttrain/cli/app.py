@@ -11,6 +11,8 @@ from posttrain.cli.audit import audit
 from posttrain.cli.boundary import guarded
 from posttrain.cli.check import check
 from posttrain.cli.compare import compare
+from posttrain.cli.completion import completion
+from posttrain.cli.convert import convert
 from posttrain.cli.generate import generate
 from posttrain.cli.launch import launch
 from posttrain.cli.merge import merge
@@ -31,6 +33,7 @@ from posttrain.cli.usage import Verb, Verbs
 VERBS: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
     "new": new,
+    "convert": convert,
     "run": run,
     "check": check,
     "plan": plan,
@@ -44,6 +47,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "merge": merge,
     "samples": samples,
     "report": report,
+    "completion": completion,
 }
 
 app = typer.Typer(

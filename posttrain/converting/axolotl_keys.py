@@ -261,6 +261,30 @@ AXOLOTL: dict[str, Entry] = {
     **online_table("trl."),
     **table(
         {
+            METRICS: (
+                "comet_experiment_key comet_mode comet_online comet_experiment_config gradio_title gradio_share "
+                "gradio_server_name gradio_server_port gradio_max_new_tokens gradio_temperature axolotl_config_path"
+            ),
+            LAUNCHER: "ray_run_name gpu_memory_limit dynamic_checkpoint",
+            KERNELS: "tiled_mlp_use_original_mlp torch_compile_options",
+            WORKERS: "sample_packing_mp_start_method preprocess_iterable total_supervised_tokens",
+            Cannot("attention has the model's own softmax", "leave it out"): (
+                "scaling_softmax_factor scaling_softmax_bias"
+            ),
+            Idle("suites ask the models, with a `sampling` of their own: docs/evaluation.md"): (
+                "generation_max_new_tokens generation_temperature generation_top_p generation_top_k "
+                "generation_prompt_ratio generation_do_sample"
+            ),
+            Idle("an adapter is merged by `export: {merge: auto}`, or by `posttrain merge`"): "merge_lora merge_method",
+            Cannot("AdamW alone trains", "leave it out; set the rate anew"): (
+                "adam_epsilon2 adam_beta3 dion_lr dion_momentum dion_rank_fraction dion_rank_multiple_of qgalore_rank "
+                "qgalore_update_proj_gap qgalore_scale qgalore_proj_type qgalore_proj_quant qgalore_proj_bits "
+                "qgalore_proj_group_size qgalore_cos_threshold qgalore_gamma_proj qgalore_queue_size"
+            ),
+        }
+    ),
+    **table(
+        {
             Cannot("vLLM's server is started with `engine: {kind: vllm_served, launch: {...}}`", "see docs/scale.md"): (
                 "vllm.gpu_memory_utilization vllm.max_model_len vllm.serve_module vllm.enforce_eager vllm.host "
                 "vllm.port "

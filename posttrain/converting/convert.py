@@ -76,8 +76,9 @@ def _settle(draft: Draft, name: str, source: Source) -> None:
             steps = [str(step) for step in (*detail["loc"], *context.get("path", ()))]
             refused = max((key for key in draft.lines if _is_within(key, steps)), key=len, default=None)
             if refused is None or refused in REQUIRED:
+                found = explain(error, Recipe, document, "the recipe")
                 raise ConfigError(
-                    f"a value of {draft.tool}'s file is refused here\n\n{explain(error, Recipe, document, 'the recipe')}\n",
+                    f"a value of {draft.tool}'s file is refused here\n\n{found}\n",
                     where=source.path,
                     remedy="change it in the file, and convert it again",
                 ) from None

@@ -6,7 +6,7 @@ several keys at once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from posttrain.converting.draft import Draft, Line
@@ -348,7 +348,7 @@ def read_lora(
         draft.leave(key, "off, as here")
 
 
-def no_lora(draft: Draft, keys: Mapping[str, Any]) -> None:
+def no_lora(draft: Draft, keys: Iterable[str]) -> None:
     """Without an adapter the keys of one say nothing."""
     for key in keys:
         draft.leave(key, "all weights train: no adapter is asked for")

@@ -158,12 +158,12 @@ def _read_adapter(draft: Draft) -> None:
     adapters = [*LORA, *NO_ADAPTER]
     if kind == "full":
         draft.leave("finetuning_type", "all weights train")
-        no_lora(draft, dict.fromkeys(adapters))
+        no_lora(draft, adapters)
     elif kind == "oft":
         draft.put("adapter.kind", "oft", "finetuning_type")
         draft.put("adapter.block_size", int(number(draft.get("oft_block_size", 32))), "oft_block_size")
         draft.put("adapter.targets", _targets(draft.get("oft_target", "all")), "oft_target")
-        no_lora(draft, dict.fromkeys(adapters))
+        no_lora(draft, adapters)
     elif kind == "lora":
         rank = number(draft.get("lora_rank", 8))
         bits = draft.has("quantization_bit")
@@ -175,7 +175,7 @@ def _read_adapter(draft: Draft) -> None:
         draft.miss(
             "finetuning_type", f"`{kind}` trains some layers in full", "train all weights, as written, or use `adapter`"
         )
-        no_lora(draft, dict.fromkeys(adapters))
+        no_lora(draft, adapters)
     if "adapter_name_or_path" in draft.found and draft.has("adapter_name_or_path"):
         draft.miss(
             "adapter_name_or_path",
@@ -190,6 +190,7 @@ def _targets(value: Any) -> str | list[str]:
 
 
 def _read_rows(draft: Draft, stage: str) -> None:
+    draft.put("max_length", int(number(draft.get("cutoff_len", 2048))), "cutoff_len")
     if stage == "pt":
         draft.put("encoding.template", "raw", comment="bare texts")
         draft.put("encoding.truncation", "split", comment="texts are cut into pieces, as there")
@@ -198,18 +199,16 @@ def _read_rows(draft: Draft, stage: str) -> None:
         draft.put("encoding.template", "chat", "template")
         if draft.method != "ppo":
             draft.put("encoding.truncation", "cut_response", comment="`cutoff_len` cuts rows")
-            draft.miss(
-                "cutoff_len",
-                "prompt and answer are cut there, each by its share; here the answer is",
-                "raise `max_length` until `posttrain check` counts no row that is too long",
+            draft.assume(
+                "hardly any row is longer than `max_length`: there prompt and answer are cut, each by its share, "
+                "and here the answer is; `posttrain check` counts them."
             )
-            draft.put("max_length", int(number(draft.get("cutoff_len", 2048))))
         name = draft.get("template")
         if name is not None:
             draft.assume(
                 f"the model's own chat template is the one that LLaMA-Factory calls `{name}`; `posttrain check` "
                 f"shows the "
-                "first row. A base model has none: write `encoding: {template: chatml}`."
+                "the first row. A base model has none: write `encoding: {template: chatml}`."
             )
     on_all, last = draft.has("train_on_prompt"), draft.has("mask_history")
     if on_all and draft.method == "sft":

@@ -80,8 +80,7 @@ def _one(
         return Rows(f"{name}.jsonl")
     assert known is not None
     if "file_name" in entry:
-        relative = str(known[0].parent / str(entry["file_name"]))
-        rows = Rows(folders.local(relative) or relative)
+        rows = Rows(folders.relative(known[0].parent / str(entry["file_name"])))
     else:
         path = entry.get("hf_hub_url") or entry.get("ms_hub_url") or entry.get("script_url") or f"{name}.jsonl"
         rows = Rows(f"{path}:{entry['subset']}" if entry.get("subset") else str(path))

@@ -18,13 +18,16 @@ from posttrain.converting.entry import number
 from posttrain.converting.huggingface import SCHEDULES, UNSAID
 from posttrain.converting.openrlhf_keys import OLD_NAMES, OPENRLHF
 from posttrain.converting.openrlhf_rl import read_rl
-from posttrain.converting.rows import Folders, Rows, put_rows
+from posttrain.converting.rows import Folders, Rows, put_rows, renamed
 from posttrain.errors import ConfigError
 
 TRAINERS = {"train_sft": "sft", "train_dpo": "dpo", "train_rm": "reward", "train_kto": "kto", "train_ppo_ray": "ppo"}
 RATES = {"sft": 5e-6, "dpo": 1e-5, "reward": 9e-6, "kto": 5e-7, "ppo": 1e-6}
 LENGTHS = {"sft": 2048, "dpo": 512, "reward": 512, "kto": 2048, "ppo": 2048}
 _TRAINER = re.compile(r"openrlhf[./]cli[./](train_[a-z_]+?)(?:\.py)?(?=\s|$)")
+_VARIABLE = re.compile(
+    r"^\s*(?:export\s+)?([A-Z_a-z][A-Za-z_0-9]*)=(\"[^\"$]*\"|'[^']*'|[^\s\"'$;]+)\s*$", re.MULTILINE
+)
 _ENDS = ("EOF", "END", "&&", "||", ";", "|", ">", ">>", "&>", "if", "fi")
 
 
@@ -43,8 +46,10 @@ def arguments_in(text: str, path: Path) -> dict[str, Any]:
             remedy="name the file that holds the command line",
         )
     found: dict[str, Any] = {"trainer": start[1]}
+    variables = {name: value.strip("\"'") for name, value in _VARIABLE.findall(text[: start.start()])}
     key: str | None = None
-    for word in _words(text[start.end() :], path):
+    for written in _words(text[start.end() :], path):
+        word = re.sub(r"\$\{?(\w+)\}?", lambda match: variables.get(match[1], match[0]), written)
         if word.startswith("--"):
             name, _, value = word[2:].partition("=")
             key = OLD_NAMES.get(start[1], {}).get(name, OLD_NAMES[""].get(name, name))
@@ -61,8 +66,12 @@ def _words(text: str, path: Path) -> Iterator[str]:
         lines.append(line.rstrip().removesuffix("\\"))
         if line.strip() and not line.rstrip().endswith("\\"):
             break
+    command = " ".join(line.strip() for line in lines if not line.strip().startswith("#"))
+    # Inside of `bash -c "..."` the command begins before the trainer, and its closing quote is left.
+    if command.count('"') % 2:
+        command = command[::-1].replace('"', "", 1)[::-1]
     try:
-        words = shlex.split(" ".join(line.strip() for line in lines if not line.strip().startswith("#")))
+        words = shlex.split(command)
     except ValueError as error:
         raise ConfigError(
             "the command line's quotes are not closed", where=path, found=str(error), remedy="mend the script"
@@ -108,6 +117,9 @@ def from_openrlhf(document: Mapping[str, Any], folders: Folders, processes: int,
     _read_machine(draft)
     _read_text(draft, online=online, length=LENGTHS[kind])
     draft.translate()
+    variables = sorted(key for key, value in document.items() if "$" in str(value))
+    if variables:
+        draft.assume(f"what the shell puts into {', '.join(variables)} is written in by hand: `$` means nothing here.")
     return draft
 
 
@@ -129,9 +141,9 @@ def _read_data(draft: Draft, folders: Folders, *, online: bool) -> None:
     asked = str(draft.get("data.input_key", "input"))
     answer = draft.get("data.output_key")
     if online:
-        columns["prompt"] = asked
+        columns.update(renamed({"prompt": asked}))
     elif draft.method == "sft" and answer is not None:
-        columns.update({"prompt": asked, "completion": str(answer)})
+        columns.update(renamed({"prompt": asked, "completion": str(answer)}))
     elif draft.method == "sft" and asked not in ("messages", "conversations", "conversation"):
         columns["messages"] = asked
     for name in ("data.input_key", "data.output_key"):
@@ -234,7 +246,7 @@ def _read_adapter(draft: Draft) -> None:
 def _read_machine(draft: Draft) -> None:
     kind = str(draft.get("ds.param_dtype", "bf16"))
     if kind in ("bf16", "fp32"):
-        draft.put("compute.precision", kind, "ds.param_dtype")
+        draft.put("compute.precision", kind, "ds.param_dtype", "bf16")
     else:
         draft.miss("ds.param_dtype", f"nothing is computed in {kind}", "`compute.precision: bf16`, or fp32")
     if draft.has("ds.adam_offload"):

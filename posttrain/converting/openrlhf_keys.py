@@ -69,7 +69,7 @@ OPENRLHF: dict[str, Entry] = {
             Joint("adapter.dropout", "in supervised training only"): "ds.lora.dropout",
             Joint("adapter.targets"): "ds.lora.target_modules",
             Joint("adapter.kind", "qlora"): "ds.load_in_4bit",
-            Joint("compute.precision"): "ds.param_dtype",
+            Joint("compute.precision"): "ds.param_dtype bf16",
             Joint("compute.offload", "optimizer"): "ds.adam_offload",
             Joint("compute.activation_checkpointing"): (
                 "model.gradient_checkpointing_enable actor.gradient_checkpointing_enable"
@@ -108,7 +108,10 @@ OPENRLHF: dict[str, Entry] = {
             Joint("engine.options"): "vllm.tensor_parallel_size",
             Joint("rollout.mode", "async"): "train.async_enable",
             Joint("rollout.max_staleness"): "train.async_queue_size",
-            Idle("the pairs' columns are told from their names"): "data.pair_keys",
+            Idle("the split is named by `data.dataset_split`"): "train_split",
+            Cannot("stages that sample keep the best weights by their held-out score", "`examine: {keep: best}`"): (
+                "ckpt.best_metric_key"
+            ),
             METRICS: (
                 "logger.logging_steps logger.wandb.key logger.wandb.org logger.wandb.group logger.wandb.project "
                 "logger.wandb.run_name logger.tensorboard_dir perf"

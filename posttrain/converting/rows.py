@@ -50,12 +50,14 @@ class Folders:
         for folder in (Path.cwd(), self.source):
             path = (folder / name).resolve()
             if path.exists():
-                if Path(name).is_absolute():
-                    return name
-                relative = os.path.relpath(path, self.out.resolve())
-                # `data/set` that is there would else be read as a hub id where it is not.
-                return relative if relative.startswith(".") or "." in Path(relative).name else f"./{relative}"
+                return name if Path(name).is_absolute() else self.relative(path)
         return None
+
+    def relative(self, path: Path) -> str:
+        """A path as the recipe names it."""
+        found = os.path.relpath(path.resolve(), self.out.resolve())
+        # `data/set` would else be a hub id where there is no such folder.
+        return found if found.startswith(".") or "." in Path(found).name else f"./{found}"
 
     def of_model(self, name: str) -> str:
         return self.local(name) or name

@@ -323,7 +323,7 @@ def _read_adapter(draft: Draft) -> None:
     quantised = draft.has("load_in_4bit") or draft.has("load_in_8bit")
     if not (draft.has("use_peft") and truth(draft.get("use_peft"))):
         draft.leave("use_peft", "all weights train")
-        no_lora(draft, {**LORA, "use_dora": 0, "use_rslora": 0})
+        no_lora(draft, [*LORA, "use_dora", "use_rslora"])
         return
     read_lora(draft, kind="qlora" if quantised else "lora", rank=16, alpha=32, dropout=0.05)
     names = draft.get("lora_target_modules")
