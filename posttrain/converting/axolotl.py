@@ -84,30 +84,30 @@ def _read_objective(draft: Draft) -> None:
         draft.put("objective", {"kind": "step_labels"}, "process_reward_model")
     elif draft.has("center_rewards_coefficient"):
         draft.put("objective.kind", "bradley_terry", "center_rewards_coefficient")
-        draft.put("objective.centre", number(draft.get("center_rewards_coefficient")), "center_rewards_coefficient")
+        draft.put("objective.centre", draft.number("center_rewards_coefficient"), "center_rewards_coefficient")
     if draft.method == "dpo":
         _read_dpo(draft)
     if draft.method == "grpo":
         read_grpo(draft, prefix="trl.", default_loss="dapo")
     elif draft.has("rl_beta"):
-        draft.put("preference_weight" if draft.method == "orpo" else "beta", number(draft.get("rl_beta")), "rl_beta")
+        draft.put("preference_weight" if draft.method == "orpo" else "beta", draft.number("rl_beta"), "rl_beta")
     if draft.method == "orpo" and draft.has("orpo_alpha"):
-        draft.put("preference_weight", number(draft.get("orpo_alpha")), "orpo_alpha")
+        draft.put("preference_weight", draft.number("orpo_alpha"), "orpo_alpha")
     if draft.method == "simpo":
         draft.default("beta", 0.1)
         draft.default("gamma", 0.5)
         if draft.has("cpo_alpha"):
             draft.method = "cpo_simpo"
-            draft.put("nll_weight", number(draft.get("cpo_alpha")), "cpo_alpha")
+            draft.put("nll_weight", draft.number("cpo_alpha"), "cpo_alpha")
     elif draft.takes("beta") and draft.method != "grpo":
         draft.default("beta", 0.1)
 
 
 def _read_dpo(draft: Draft) -> None:
     kinds = draft.get("dpo_loss_type", ["sigmoid"])
-    kinds = [kinds] if isinstance(kinds, str) else list(kinds)
+    kinds = [str(kind) for kind in kinds] if isinstance(kinds, list) else [str(kinds)]
     if len(kinds) > 1:
-        weights = draft.get("dpo_loss_weights", [1.0] * len(kinds))
+        weights = [number(weight) for weight in draft.get("dpo_loss_weights", [1.0] * len(kinds))]
         draft.method = "mix"
         terms = [
             {"loss": LOSSES.get(kind, kind), "weight": weight} for kind, weight in zip(kinds, weights, strict=False)
@@ -118,7 +118,7 @@ def _read_dpo(draft: Draft) -> None:
     if "dpo_loss_type" in draft.found:
         draft.said["dpo_loss_type"] = "method"
     draft.leave("dpo_loss_weights", "one loss has no weights")
-    smoothing = number(draft.get("dpo_label_smoothing", 0))
+    smoothing = draft.number("dpo_label_smoothing", 0)
     if draft.has("dpo_use_weighting") and draft.method == "dpo":
         draft.method = "wpo"
         draft.said["dpo_use_weighting"] = "method"
@@ -128,18 +128,17 @@ def _read_dpo(draft: Draft) -> None:
 
 
 def _read_batch(draft: Draft, *, online: bool) -> None:
-    total = draft.get("batch_size")
-    micro = number(draft.get("micro_batch_size", 1))
-    if total is not None and not draft.has("gradient_accumulation_steps"):
+    total = draft.number("batch_size", 0)
+    micro = draft.number("micro_batch_size", 1)
+    if total >= 1 and not draft.has("gradient_accumulation_steps"):
         # Its old name for the rows of one process's step.
-        rows = int(number(total)) * draft.processes
+        rows = int(total) * draft.processes
         draft.put("rows_per_step", rows, "batch_size", "micro_batch_size")
     else:
-        read_step(draft, micro="micro_batch_size", accumulation="gradient_accumulation_steps", micro_default=1)
+        rows = read_step(draft, micro="micro_batch_size", accumulation="gradient_accumulation_steps", micro_default=1)
     draft.leave("gradient_accumulation_steps", "not set")
     if online:
-        rows = draft.lines.pop("rows_per_step").value
-        group = int(number(draft.get("trl.num_generations", 8)))
+        group = int(draft.number("trl.num_generations", 8))
         draft.put("prompts_per_step", max(1, rows // group), "micro_batch_size", "gradient_accumulation_steps")
         if rows % group:
             draft.miss(
@@ -147,13 +146,13 @@ def _read_batch(draft: Draft, *, online: bool) -> None:
             )
         return
     if draft.has("sample_packing") and draft.method == "sft":
-        length = int(number(draft.get("sequence_len", 512)))
+        length = int(draft.number("sequence_len", 512))
         draft.miss(
             "sample_packing",
             f"a row of a micro-batch is there a bin of {length:,} tokens, which holds several of your rows; "
             f"`rows_per_step: {draft.lines['rows_per_step'].value}` counts rows of the file ({micro:g} bins a "
             f"micro-batch)",
-            f"multiply `rows_per_step` by {length:,} / (mean tokens of a row, which `posttrain check` names)",
+            f"multiply `rows_per_step` by {length:,} / (tokens by rows, which `posttrain check` counts)",
         )
 
 
@@ -161,9 +160,9 @@ def _read_schedule(draft: Draft) -> None:
     # 3 % where nothing is written, at most 100 steps.
     read_schedule(draft, kind="lr_scheduler", default="cosine", warmup=0.03)
     if draft.has("cosine_min_lr_ratio"):
-        draft.put("schedule.final_ratio", number(draft.get("cosine_min_lr_ratio")), "cosine_min_lr_ratio")
+        draft.put("schedule.final_ratio", draft.number("cosine_min_lr_ratio"), "cosine_min_lr_ratio")
     if draft.has("eta_min") and draft.has("learning_rate"):
-        share = number(draft.get("eta_min")) / number(draft.get("learning_rate"))
+        share = draft.number("eta_min") / draft.number("learning_rate")
         draft.put("schedule.final_ratio", round(share, 6), "eta_min")
 
 
@@ -174,11 +173,13 @@ def _read_lengths(draft: Draft) -> None:
     elif strategy == "raise":
         draft.miss("excess_length_strategy", "rows that are too long are dropped and counted", "read the count")
     draft.leave("excess_length_strategy", "rows that are too long are dropped and counted")
-    share = number(draft.get("val_set_size", 0))
+    share = draft.number("val_set_size", 0)
     if draft.has("test_datasets"):
         draft.leave("val_set_size", "`test_datasets` is measured on")
     elif share >= 1:
-        draft.miss("val_set_size", f"{share:g} rows", "`held_out` takes a share: divide by the number of rows")
+        draft.miss(
+            "val_set_size", f"{share:g} rows", "`held_out` takes a share: divide by the number of rows; 0.05 stands in"
+        )
     else:
         draft.put("held_out", share, "val_set_size")
         draft.default("held_out", 0.0)

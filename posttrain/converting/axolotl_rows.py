@@ -163,4 +163,4 @@ def _tokens(draft: Draft) -> None:
     if isinstance(value, Mapping):  # the old place of `special_tokens`
         draft.miss("tokens", "the model's own tokens end turns and begin texts", "change its tokenizer's files")
         return
-    draft.put("tokens", [str(token) for token in value], "tokens")
+    draft.put("tokens", [str(token) for token in (value if isinstance(value, list) else [value])], "tokens")

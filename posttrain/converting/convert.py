@@ -16,7 +16,7 @@ from posttrain.converting.draft import Draft, Missed
 from posttrain.converting.recipe_text import document_of, recipe_text
 from posttrain.converting.rows import Folders
 from posttrain.converting.sources import Source, read_source
-from posttrain.errors import ConfigError
+from posttrain.errors import ConfigError, PosttrainError
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,28 @@ def convert(
     """
     source = read_source(path, tool=tool, method=method)
     folders = Folders(source.path.resolve().parent, (out or Path()).resolve().parent if out else Path.cwd())
-    draft = source.kind.read(source.document, folders, processes, source.method)
+    draft = _read(source, folders, processes)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", source.path.stem).strip("-.") or "converted"
     _settle(draft, name, source)
     draft.finish()
     text = recipe_text(draft, source.path.name, name)
     return Converted(draft.tool, text, draft.said, draft.idle, tuple(draft.missed), tuple(draft.assumed))
+
+
+def _read(source: Source, folders: Folders, processes: int) -> Draft:
+    try:
+        return source.kind.read(source.document, folders, processes, source.method)
+    except PosttrainError as error:
+        error.where = error.where or source.path
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # The boundary: a list where the tool has a number, a text where it has a group.
+        raise ConfigError(
+            f"a value is of another kind than {source.kind.name} takes there",
+            where=source.path,
+            found=f"{type(error).__name__}: {error}",
+            remedy=f"mend the file until {source.kind.name} itself reads it",
+        ) from error
 
 
 def _settle(draft: Draft, name: str, source: Source) -> None:

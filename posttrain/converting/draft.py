@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from posttrain.config.stages import STAGES
-from posttrain.converting.entry import Cannot, Entry, Goes, Idle, Joint, empty
+from posttrain.converting.entry import Cannot, Entry, Goes, Idle, Joint, empty, number, truth
 from posttrain.errors import nearest
 
 
@@ -62,6 +62,22 @@ class Draft:
     def get(self, key: str, default: Any = None) -> Any:
         return self.found[key] if self.has(key) else default
 
+    def number(self, key: str, default: float = 0.0) -> float:
+        """The key's number, or the default; what is none is listed, and the default stands in."""
+        try:
+            return number(self.get(key, default))
+        except ValueError as error:
+            self.miss(key, f"{error}; {default:g} stands in", "write the value by hand")
+            return default
+
+    def truth(self, key: str) -> bool:
+        """Whether the key is switched on; what is neither on nor off is listed, and counts as off."""
+        try:
+            return truth(self.get(key, False))
+        except ValueError as error:
+            self.miss(key, f"{error}; off stands in", "write the value by hand")
+            return False
+
     def takes(self, key: str) -> bool:
         """Whether the method has this key here: takes("beta"), of dpo."""
         return key.startswith("/") or key.partition(".")[0] in STAGES[self.method].model_fields
@@ -69,13 +85,18 @@ class Draft:
     # ------------------------------------------------------------ what is written
 
     def put(self, key: str, value: Any, *sources: str, comment: str | None = None) -> None:
-        """Writes a value; `sources` are the keys of the file that it says."""
+        """Writes a value; `sources` are the keys of the file that it says. What the method has no key for is listed."""
+        if not self.takes(key):
+            for source in sources:
+                if self.has(source):
+                    self._not_of_the_method(source, key)
+            return
         # A key of the same name needs no comment.
         names = dict.fromkeys(source for source in sources if source in self.found and source != key.rpartition(".")[2])
         words = ", ".join(names)
         self.lines[key] = Line(value, words if comment is None else f"{words}: {comment}" if words else comment)
         for source in sources:
-            if source in self.found:
+            if source in self.found and all(source != entry.key for entry in self.missed):
                 self.said[source] = key
                 self.idle.pop(source, None)
 
@@ -127,11 +148,7 @@ class Draft:
 
     def _goes(self, key: str, value: Any, entry: Goes) -> None:
         if not self.takes(entry.key):
-            self.miss(
-                key,
-                f"`method: {self.method}` has no `{entry.key}`",
-                f"leave it out; docs/recipes.md lists the keys of `{self.method}`",
-            )
+            self._not_of_the_method(key, entry.key)
             return
         try:
             here = value if entry.read is None else entry.read(value)
@@ -139,6 +156,13 @@ class Draft:
             self.miss(key, f"as `{entry.key}` it has no meaning: {error}", f"write `{entry.key}` by hand")
             return
         self.put(entry.key, here, key, comment=entry.remark or None)
+
+    def _not_of_the_method(self, key: str, place: str) -> None:
+        self.miss(
+            key,
+            f"`method: {self.method}` has no `{place}`",
+            f"leave it out; docs/recipes.md lists the keys of `{self.method}`",
+        )
 
     def _unknown(self, key: str) -> None:
         near = nearest(key, [name for name in self.table if name != key])
@@ -149,13 +173,23 @@ class Draft:
         )
 
     def finish(self) -> None:
-        """Raises AssertionError if a key of the file ended nowhere: the conversion would have dropped it in silence."""
+        """Lists the joint keys that no function read: those of another method, and those whose company does not ask
+        for them. Afterwards every key of the file is said, idle or missed."""
         ended = {*self.said, *self.idle, *(entry.key for entry in self.missed)}
         for key, value in self.found.items():
-            if key not in ended and isinstance(self.table.get(key), Joint) and empty(value):
+            entry = self.table.get(key)
+            if key in ended or not isinstance(entry, Joint):
+                continue
+            if empty(value):
                 self.idle[key] = "not set"
-                ended.add(key)
-        left = [key for key in self.found if key not in ended]
+            elif not self.takes(entry.key):
+                self.idle[key] = f"`method: {self.method}` has no `{entry.key}`"
+            else:
+                place = entry.key.lstrip("/")
+                self.miss(
+                    key, "the other keys of the file do not ask for it", f"write `{place}` by hand if it should hold"
+                )
+        left = [key for key in self.found if key not in {*ended, *self.idle, *(entry.key for entry in self.missed)}]
         assert not left, f"{self.tool}: nobody read {', '.join(left)}"
 
 

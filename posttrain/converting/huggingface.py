@@ -157,7 +157,8 @@ def read_step(draft: Draft, *, micro: str, accumulation: str, micro_default: int
     size = _count(draft, micro, micro_default)
     times = _count(draft, accumulation, 1)
     rows = size * times * draft.processes
-    draft.put(key, rows, micro, accumulation, comment=f"{size} x {times} x {draft.processes} processes")
+    if draft.takes(key):  # stages that sample count prompts: their tool's own function goes on with the rows
+        draft.put(key, rows, micro, accumulation, comment=f"{size} x {times} x {draft.processes} processes")
     if draft.processes == 1:
         draft.assume(
             f"one process: {draft.tool} multiplies `{micro}` by the number of GPUs. With 8 of them: "
@@ -168,14 +169,14 @@ def read_step(draft: Draft, *, micro: str, accumulation: str, micro_default: int
 
 def read_length(draft: Draft, *, epochs: str, default: float | None) -> None:
     """`steps` where the file limits them, else `epochs`."""
-    steps = _number(draft, "max_steps", -1)
+    steps = draft.number("max_steps", -1)
     if steps > 0:
         draft.put("steps", int(steps), "max_steps")
         draft.leave(epochs, "`max_steps` wins over it")
         return
     draft.leave("max_steps", "not set")
     if draft.has(epochs):
-        draft.put("epochs", _number(draft, epochs, 1.0), epochs)
+        draft.put("epochs", draft.number(epochs, 1.0), epochs)
     elif default is not None:
         draft.default("epochs", default)
     draft.leave(epochs, "not set")
@@ -203,7 +204,7 @@ def read_schedule(draft: Draft, *, kind: str = "lr_scheduler_type", default: str
 
 
 def _read_warmup(draft: Draft, *, holds: bool, default: float) -> None:
-    steps, total = _number(draft, "warmup_steps", 0), _number(draft, "max_steps", -1)
+    steps, total = draft.number("warmup_steps", 0), draft.number("max_steps", -1)
     if holds:  # transformers' `constant` has no warm-up, whatever is written beside it
         draft.lines["schedule.warmup_ratio"] = Line(0.0, f"`constant` has none in {draft.tool}")
         draft.leave("warmup_steps", "`constant` has no warm-up")
@@ -225,7 +226,7 @@ def _read_warmup(draft: Draft, *, holds: bool, default: float) -> None:
         )
         draft.leave("warmup_ratio", "`warmup_steps` wins over it")
     elif draft.has("warmup_ratio"):
-        draft.put("schedule.warmup_ratio", _number(draft, "warmup_ratio", 0.0), "warmup_ratio")
+        draft.put("schedule.warmup_ratio", draft.number("warmup_ratio", 0.0), "warmup_ratio")
     else:
         draft.default("schedule.warmup_ratio", default)
     for key in ("warmup_steps", "warmup_ratio"):
@@ -257,14 +258,14 @@ def read_optimizer(draft: Draft, *, kind: str = "optim", betas: tuple[float, flo
             f"AdamW alone trains, with moments in fp32; `{name}` takes other steps or rounds its moments",
             "AdamW stands in; of an optimizer of another kind (adafactor, lion, muon) set the rate anew",
         )
-    first, second = _number(draft, "adam_beta1", betas[0]), _number(draft, "adam_beta2", betas[1])
+    first, second = draft.number("adam_beta1", betas[0]), draft.number("adam_beta2", betas[1])
     if draft.has("adam_beta1") or draft.has("adam_beta2"):
         draft.put("optimizer.betas", [first, second], "adam_beta1", "adam_beta2")
     else:
         draft.default("optimizer.betas", [first, second])
     for key in ("adam_beta1", "adam_beta2"):
         draft.leave(key, "not set")
-    norm = _number(draft, "max_grad_norm", 1.0)
+    norm = draft.number("max_grad_norm", 1.0)
     if draft.has("max_grad_norm"):
         draft.put("optimizer.clip_norm", norm if norm > 0 else None, "max_grad_norm")
     draft.leave("max_grad_norm", "not set")
@@ -298,7 +299,7 @@ def read_sharding(draft: Draft) -> None:
 def read_saving(draft: Draft) -> None:
     """Checkpoints and measurements, where they are counted in steps."""
     strategy = str(draft.get("save_strategy", "steps")).lower()
-    every = _number(draft, "save_steps", 0)
+    every = draft.number("save_steps", 0)
     if strategy in ("no", "epoch", "best") and "save_strategy" in draft.found:
         draft.leave(
             "save_strategy", "checkpoints are for resuming: every 50 steps or 10 minutes, and the last two kept"
@@ -308,7 +309,7 @@ def read_saving(draft: Draft) -> None:
         draft.put("checkpoint.every_steps", int(every), "save_steps", "save_strategy")
     for key in ("save_steps", "save_strategy"):
         draft.leave(key, "checkpoints are for resuming: every 50 steps or 10 minutes, and the last two kept")
-    measured = _number(draft, "eval_steps", 0)
+    measured = draft.number("eval_steps", 0)
     if measured >= 1:
         draft.put("log.held_out_every", int(measured), "eval_steps")
     draft.leave("eval_steps", "held-out rows are measured every 25 steps")
@@ -329,19 +330,20 @@ def read_lora(
     draft.put("adapter.kind", kind, "adapter", "finetuning_type", "use_peft", "load_in_4bit", "load_in_8bit")
     if kind == "qlora":
         draft.put("adapter.bits", bits, "load_in_8bit", "load_in_4bit")
-    ranks = _number(draft, rank_key, rank)
+    ranks = draft.number(rank_key, rank)
     draft.put("adapter.rank", int(ranks), rank_key)
-    scale = _number(draft, "lora_alpha", 2 * ranks if alpha is None else alpha)
+    scale = draft.number("lora_alpha", 2 * ranks if alpha is None else alpha)
     draft.put(
         "adapter.alpha", scale, "lora_alpha", comment=None if draft.has("lora_alpha") else draft.tool + "'s default"
     )
-    share = _number(draft, "lora_dropout", dropout)
+    share = draft.number("lora_dropout", dropout)
     if share and draft.method in ("sft",):
         draft.put("adapter.dropout", share, "lora_dropout")
     elif share:
         draft.miss(
             "lora_dropout",
-            "outside of supervised training no adapter has dropout: policy and reference would differ at step 0",
+            f"outside of supervised training no adapter has dropout ({share:g} there): policy and reference would "
+            "differ at step 0",
             "leave it out",
         )
     for key in ("lora_dropout", "load_in_4bit", "load_in_8bit"):
@@ -355,17 +357,8 @@ def no_lora(draft: Draft, keys: Iterable[str]) -> None:
 
 
 def _count(draft: Draft, key: str, default: int) -> int:
-    value = _number(draft, key, default)
+    value = draft.number(key, default)
     if value < 1 or value != int(value):
         draft.miss(key, f"not a whole number above 0; {default} stands in", "write `rows_per_step` by hand")
         return default
     return int(value)
-
-
-def _number(draft: Draft, key: str, default: float) -> float:
-    """The key's number; what is none is listed, and the default stands in."""
-    try:
-        return number(draft.get(key, default))
-    except ValueError as error:
-        draft.miss(key, f"{error}; {default:g} stands in", "write the value by hand")
-        return default

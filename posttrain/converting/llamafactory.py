@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from posttrain.converting.draft import Draft, flatten
-from posttrain.converting.entry import number, truth
 from posttrain.converting.huggingface import (
     LORA,
     UNSAID,
@@ -99,7 +98,7 @@ def _read_objective(draft: Draft, stage: str) -> None:
             draft.miss("pref_loss", f"there is no loss `{loss}`", "`dpo` stands in: docs/objectives.md")
         elif "pref_loss" in draft.found:
             draft.said["pref_loss"] = "method"
-        ftx, smoothing = number(draft.get("pref_ftx", 0)), number(draft.get("dpo_label_smoothing", 0))
+        ftx, smoothing = draft.number("pref_ftx", 0), draft.number("dpo_label_smoothing", 0)
         if ftx and draft.method == "dpo":
             draft.method = "dpo_nll"
             draft.put("nll_weight", ftx, "pref_ftx")
@@ -110,14 +109,14 @@ def _read_objective(draft: Draft, stage: str) -> None:
             draft.put("label_smoothing", smoothing, "dpo_label_smoothing")
     for key in ("pref_loss", "pref_ftx", "dpo_label_smoothing"):
         draft.leave(key, "not of this stage, or 0")
-    scale = number(draft.get("pref_beta", 0.1))
+    scale = draft.number("pref_beta", 0.1)
     if draft.takes("beta"):
         draft.put("beta", scale, "pref_beta")
     elif draft.takes("preference_weight"):
         draft.put("preference_weight", scale, "pref_beta")
     draft.leave("pref_beta", "not of this stage")
     if draft.method == "simpo":
-        draft.put("gamma", number(draft.get("simpo_gamma", 0.5)), "simpo_gamma")
+        draft.put("gamma", draft.number("simpo_gamma", 0.5), "simpo_gamma")
     if draft.method == "ppo":
         _read_ppo(draft)
 
@@ -129,10 +128,10 @@ def _read_ppo(draft: Draft) -> None:
     draft.put("rewards", [{"kind": "reward_model", "model": str(judge or UNSAID)}], "reward_model")
     draft.miss(
         "ppo_epochs",
-        f"{number(draft.get('ppo_epochs', 4)):g} passes over a rollout there; `updates_per_rollout` counts updates",
+        f"{draft.number('ppo_epochs', 4):g} passes over a rollout there; `updates_per_rollout` counts updates",
         "posttrain takes one update, which stays on-policy; write `updates_per_rollout` for more",
     )
-    draft.put("sampling.max_new_tokens", int(number(draft.get("max_new_tokens", 1024))), "max_new_tokens")
+    draft.put("sampling.max_new_tokens", int(draft.number("max_new_tokens", 1024)), "max_new_tokens")
 
 
 def _read_batch(draft: Draft) -> None:
@@ -140,15 +139,14 @@ def _read_batch(draft: Draft) -> None:
     rows = read_step(draft, micro=micro, accumulation=times, micro_default=8)
     draft.leave(times, "not set")
     if draft.method == "ppo":
-        del draft.lines["rows_per_step"]
         draft.put("completions_per_prompt", 1, comment="one of each prompt there")
         prompts_per_step(draft, rows, 1, micro, times)
     for key in ("packing", "neat_packing"):
-        if draft.has(key) and truth(draft.get(key)):
+        if draft.truth(key):
             draft.miss(
                 key,
                 "a row of a micro-batch is there a bin of `cutoff_len` tokens, which holds several of your rows",
-                "multiply `rows_per_step` by cutoff_len / (mean tokens of a row, which `posttrain check` names)",
+                "multiply `rows_per_step` by cutoff_len / (tokens by rows, which `posttrain check` counts)",
             )
         draft.leave(key, "off; rows lie end to end without padding anyway")
 
@@ -161,15 +159,15 @@ def _read_adapter(draft: Draft) -> None:
         no_lora(draft, adapters)
     elif kind == "oft":
         draft.put("adapter.kind", "oft", "finetuning_type")
-        draft.put("adapter.block_size", int(number(draft.get("oft_block_size", 32))), "oft_block_size")
+        draft.put("adapter.block_size", int(draft.number("oft_block_size", 32)), "oft_block_size")
         draft.put("adapter.targets", _targets(draft.get("oft_target", "all")), "oft_target")
         no_lora(draft, adapters)
     elif kind == "lora":
-        rank = number(draft.get("lora_rank", 8))
+        rank = draft.number("lora_rank", 8)
         bits = draft.has("quantization_bit")
         read_lora(draft, kind="qlora" if bits else "lora", rank=int(rank), alpha=None, rank_key="lora_rank")
         if bits:
-            draft.put("adapter.bits", int(number(draft.get("quantization_bit"))), "quantization_bit")
+            draft.put("adapter.bits", int(draft.number("quantization_bit")), "quantization_bit")
         draft.put("adapter.targets", _targets(draft.get("lora_target", "all")), "lora_target")
     else:
         draft.miss(
@@ -190,7 +188,7 @@ def _targets(value: Any) -> str | list[str]:
 
 
 def _read_rows(draft: Draft, stage: str) -> None:
-    draft.put("max_length", int(number(draft.get("cutoff_len", 2048))), "cutoff_len")
+    draft.put("max_length", int(draft.number("cutoff_len", 2048)), "cutoff_len")
     if stage == "pt":
         draft.put("encoding.template", "raw", comment="bare texts")
         draft.put("encoding.truncation", "split", comment="texts are cut into pieces, as there")
@@ -207,8 +205,7 @@ def _read_rows(draft: Draft, stage: str) -> None:
         if name is not None:
             draft.assume(
                 f"the model's own chat template is the one that LLaMA-Factory calls `{name}`; `posttrain check` "
-                f"shows the "
-                "the first row. A base model has none: write `encoding: {template: chatml}`."
+                "shows the first row. A base model has none: write `encoding: {template: chatml}`."
             )
     on_all, last = draft.has("train_on_prompt"), draft.has("mask_history")
     if on_all and draft.method == "sft":
@@ -217,11 +214,13 @@ def _read_rows(draft: Draft, stage: str) -> None:
         draft.put("encoding.train_on", "last_assistant", "mask_history")
     for key in ("train_on_prompt", "mask_history", "template"):
         draft.leave(key, "answers alone train, as here")
-    share = number(draft.get("val_size", 0))
+    share = draft.number("val_size", 0)
     if draft.has("eval_dataset"):
         draft.leave("val_size", "`eval_dataset` is measured on")
     elif share >= 1:
-        draft.miss("val_size", f"{share:g} rows", "`held_out` takes a share: divide by the number of rows")
+        draft.miss(
+            "val_size", f"{share:g} rows", "`held_out` takes a share: divide by the number of rows; 0.05 stands in"
+        )
     else:
         draft.put("held_out", share, "val_size")
 

@@ -30,7 +30,7 @@ def read_data(draft: Draft, folders: Folders, *, texts: bool) -> None:
             _weights(draft, sets)
             if draft.has("max_samples"):
                 for rows in sets:
-                    rows.limit = int(number(draft.get("max_samples")))
+                    rows.limit = int(draft.number("max_samples"))
                 draft.said["max_samples"] = "data.limit"
         put_rows(draft, sets, key, key=here)
     if "data" not in draft.lines:
@@ -128,7 +128,7 @@ def _weights(draft: Draft, sets: list[Rows]) -> None:
     listed = _names(shares)
     if len(listed) == len(sets):
         for rows, share in zip(sets, listed, strict=True):
-            rows.weight = float(share)
+            rows.weight = number(share)
         draft.said["interleave_probs"] = "data.sources.weight"
     elif len(sets) > 1:
         for rows in sets:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from posttrain.converting.draft import Draft
-from posttrain.converting.entry import Cannot, Entry, Goes, Idle, Joint, number, positive, table, truth
+from posttrain.converting.entry import Cannot, Entry, Goes, Idle, Joint, number, positive, table
 
 REDUCTIONS = {"grpo": "sequence_mean", "bnpo": "token_mean", "dapo": "token_mean", "dr_grpo": "constant_length"}
 METHODS = {"cispo": "cispo", "sapo": "sapo"}
@@ -106,7 +106,7 @@ def online_table(prefix: str = "") -> dict[str, Entry]:
 def read_grpo(draft: Draft, *, prefix: str = "", default_loss: str = "dapo") -> None:
     """The method and its numbers. Rows per step are read by the tool's own function."""
     _read_loss(draft, prefix, default_loss)
-    beta = number(draft.get(f"{prefix}beta", 0.0))
+    beta = draft.number(f"{prefix}beta", 0.0)
     if draft.takes("kl_beta"):
         draft.put(
             "kl_beta", beta, f"{prefix}beta", comment=None if draft.has(f"{prefix}beta") else f"{draft.tool}'s default"
@@ -122,8 +122,8 @@ def read_grpo(draft: Draft, *, prefix: str = "", default_loss: str = "dapo") -> 
     if draft.has(f"{prefix}mask_truncated_completions"):
         draft.put("truncated", "drop", f"{prefix}mask_truncated_completions")
     draft.leave(f"{prefix}mask_truncated_completions", "off, as here")
-    if number(draft.get(f"{prefix}top_k", 0)) > 0:
-        draft.put("sampling.top_k", int(number(draft.get(f"{prefix}top_k"))), f"{prefix}top_k")
+    if draft.number(f"{prefix}top_k", 0) > 0:
+        draft.put("sampling.top_k", int(draft.number(f"{prefix}top_k")), f"{prefix}top_k")
     draft.leave(f"{prefix}top_k", "all tokens, as here")
     _read_rewards(draft, prefix)
     _read_engine(draft, prefix)
@@ -160,7 +160,7 @@ def _read_loss(draft: Draft, prefix: str, default: str) -> None:
     if own is not None and reduction is not None and reduction != own:
         draft.put("choices.reduction", reduction, comment=f"loss_type {loss}")
     if reduction == "constant_length":
-        length = float(number(draft.get(f"{prefix}max_completion_length", 512)))
+        length = float(draft.number(f"{prefix}max_completion_length", 512))
         place = "constant_length" if draft.method == "dr_grpo" else "choices.parameters.constant_length"
         draft.put(place, length, comment="max_completion_length, as there")
     for key in ("loss_type", "scale_rewards"):
@@ -233,7 +233,7 @@ def _read_rewards(draft: Draft, prefix: str) -> None:
 def _read_engine(draft: Draft, prefix: str) -> None:
     keys = [f"{prefix}{name}" for name in ("use_vllm", "vllm_mode", "vllm_server_host", "vllm_server_port",
                                            "vllm_server_base_url", "vllm_gpu_memory_utilization")]  # fmt: skip
-    if draft.has(keys[0]) and truth(draft.get(keys[0])):
+    if draft.truth(keys[0]):
         if str(draft.get(keys[1], "colocate")) == "server":
             url = draft.get(keys[4]) or f"http://{draft.get(keys[2], '127.0.0.1')}:{draft.get(keys[3], 8000)}"
             draft.put("engine.kind", "vllm_served", keys[0], keys[1])

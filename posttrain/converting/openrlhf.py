@@ -108,9 +108,9 @@ def from_openrlhf(document: Mapping[str, Any], folders: Folders, processes: int,
         read_rl(draft)
     else:
         _read_loss(draft)
-        draft.put("rows_per_step", int(number(draft.get("train.batch_size", 128))), "train.batch_size")
+        draft.put("rows_per_step", int(draft.number("train.batch_size", 128)), "train.batch_size")
         draft.leave("train.micro_batch_size", "micro-batches are filled by themselves")
-        epochs = number(draft.get("train.max_epochs", 2 if kind == "sft" else 1))
+        epochs = draft.number("train.max_epochs", 2 if kind == "sft" else 1)
         draft.put("epochs", epochs, "train.max_epochs")
     _read_optimizer(draft, "actor." if online else "", RATES[kind])
     _read_adapter(draft)
@@ -154,7 +154,7 @@ def _read_data(draft: Draft, folders: Folders, *, online: bool) -> None:
     if len(shares) == len(sets):
         for rows, share in zip(sets, shares, strict=True):
             rows.weight = share if len(sets) > 1 else None
-    limit = number(draft.get("data.max_samples", 1e8))
+    limit = draft.number("data.max_samples", 1e8)
     if limit < 1e6 and "data.max_samples" in draft.found:
         for rows in sets:
             rows.limit = int(limit)
@@ -182,7 +182,7 @@ def _read_data(draft: Draft, folders: Folders, *, online: bool) -> None:
 
 def _read_loss(draft: Draft) -> None:
     if draft.method == "dpo":
-        smoothing, nll = number(draft.get("model.label_smoothing", 0)), number(draft.get("model.nll_loss_coef", 0))
+        smoothing, nll = draft.number("model.label_smoothing", 0), draft.number("model.nll_loss_coef", 0)
         if draft.has("model.ipo_enable"):
             draft.method = "ipo_sum"
             draft.said["model.ipo_enable"] = "method"
@@ -192,9 +192,9 @@ def _read_loss(draft: Draft) -> None:
         elif smoothing:
             draft.method = "cdpo"
             draft.put("label_smoothing", smoothing, "model.label_smoothing")
-        draft.put("beta", number(draft.get("model.beta", 0.1)), "model.beta")
+        draft.put("beta", draft.number("model.beta", 0.1), "model.beta")
     elif draft.method == "kto":
-        draft.put("beta", number(draft.get("model.beta", 0.01)), "model.beta")
+        draft.put("beta", draft.number("model.beta", 0.01), "model.beta")
     elif draft.method == "reward" and draft.has("model.margin_loss_enable"):
         draft.put("objective.kind", "bradley_terry", "model.margin_loss_enable")
         draft.put("objective.margin_scale", 1.0, "model.margin_loss_enable")
@@ -203,7 +203,7 @@ def _read_loss(draft: Draft) -> None:
 
 
 def _read_optimizer(draft: Draft, prefix: str, rate: float) -> None:
-    draft.put("learning_rate", number(draft.get(f"{prefix}adam.lr", rate)), f"{prefix}adam.lr")
+    draft.put("learning_rate", draft.number(f"{prefix}adam.lr", rate), f"{prefix}adam.lr")
     betas = draft.get(f"{prefix}adam.betas")
     if betas is not None:
         draft.put("optimizer.betas", [number(beta) for beta in _listed(betas)], f"{prefix}adam.betas")
@@ -217,24 +217,24 @@ def _read_optimizer(draft: Draft, prefix: str, rate: float) -> None:
     if name not in SCHEDULES:
         draft.said.pop(f"{prefix}lr_scheduler", None)
     # 0.03 and 0.1 are the tool's own, where nothing is written.
-    draft.put("schedule.warmup_ratio", number(draft.get(f"{prefix}lr_warmup_ratio", 0.03)), f"{prefix}lr_warmup_ratio")
+    draft.put("schedule.warmup_ratio", draft.number(f"{prefix}lr_warmup_ratio", 0.03), f"{prefix}lr_warmup_ratio")
     if name == "cosine_with_min_lr":
-        draft.put("schedule.final_ratio", number(draft.get(f"{prefix}min_lr_ratio", 0.1)), f"{prefix}min_lr_ratio")
+        draft.put("schedule.final_ratio", draft.number(f"{prefix}min_lr_ratio", 0.1), f"{prefix}min_lr_ratio")
     draft.leave(f"{prefix}min_lr_ratio", "the schedule falls to 0")
-    norm = number(draft.get(f"{prefix}max_norm", 1.0))
+    norm = draft.number(f"{prefix}max_norm", 1.0)
     draft.put("optimizer.clip_norm", norm if norm > 0 else None, f"{prefix}max_norm")
 
 
 def _read_adapter(draft: Draft) -> None:
-    rank = number(draft.get("ds.lora.rank", 0))
+    rank = draft.number("ds.lora.rank", 0)
     keys = ("ds.lora.rank", "ds.lora.alpha", "ds.lora.dropout", "ds.lora.target_modules", "ds.load_in_4bit")
     if rank > 0:
         draft.put("adapter.kind", "qlora" if draft.has("ds.load_in_4bit") else "lora", "ds.load_in_4bit")
         draft.put("adapter.rank", int(rank), "ds.lora.rank")
-        draft.put("adapter.alpha", number(draft.get("ds.lora.alpha", 16)), "ds.lora.alpha")
+        draft.put("adapter.alpha", draft.number("ds.lora.alpha", 16), "ds.lora.alpha")
         names = draft.get("ds.lora.target_modules", "all-linear")
         draft.put("adapter.targets", names, "ds.lora.target_modules")
-        share = number(draft.get("ds.lora.dropout", 0))
+        share = draft.number("ds.lora.dropout", 0)
         if share and draft.method == "sft":
             draft.put("adapter.dropout", share, "ds.lora.dropout")
         elif share:
@@ -254,11 +254,11 @@ def _read_machine(draft: Draft) -> None:
     for key in ("model.gradient_checkpointing_enable", "actor.gradient_checkpointing_enable"):
         if draft.has(key):
             draft.put("compute.activation_checkpointing", True, key)
-    steps = number(draft.get("ckpt.save_steps", -1))
+    steps = draft.number("ckpt.save_steps", -1)
     if steps > 0:
         draft.put("checkpoint.every_steps", int(steps), "ckpt.save_steps")
     draft.leave("ckpt.save_steps", "every 50 steps, or 10 minutes")
-    steps = number(draft.get("eval.steps", -1))
+    steps = draft.number("eval.steps", -1)
     if steps > 0:
         draft.put("examine.every_steps" if draft.takes("examine") else "log.held_out_every", int(steps), "eval.steps")
     draft.leave("eval.steps", "held-out rows are measured every 25 steps")
@@ -294,7 +294,7 @@ def _read_text(draft: Draft, *, online: bool, length: int) -> None:
     for key in ("data.multiturn", "data.input_template", "data.apply_chat_template"):
         draft.leave(key, "said by the rows")
     if not online:
-        draft.put("max_length", int(number(draft.get("data.max_len", length))), "data.max_len")
+        draft.put("max_length", int(draft.number("data.max_len", length)), "data.max_len")
         return
     # One limit for prompt and completion there, unless the completion has its own.
-    draft.put("max_length", int(number(draft.get("data.max_len", length))), "data.max_len")
+    draft.put("max_length", int(draft.number("data.max_len", length)), "data.max_len")

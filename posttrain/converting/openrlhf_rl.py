@@ -39,21 +39,21 @@ def read_rl(draft: Draft) -> None:
     _read_engine(draft)
     for foreign, here in (("algo.advantage.gamma", "gamma"), ("algo.advantage.lambd", "lam")):
         if draft.takes(here):
-            draft.put(here, number(draft.get(foreign, 1.0)), foreign)
+            draft.put(here, draft.number(foreign, 1.0), foreign)
         draft.leave(foreign, f"`{draft.method}` has none")
     if draft.has("critic.adam.lr") or draft.method == "ppo":
         if draft.takes("value_learning_rate"):
-            draft.put("value_learning_rate", number(draft.get("critic.adam.lr", 9e-6)), "critic.adam.lr")
+            draft.put("value_learning_rate", draft.number("critic.adam.lr", 9e-6), "critic.adam.lr")
         draft.leave("critic.adam.lr", "there is no critic")
     if draft.takes("value_clip"):
-        draft.put("value_clip", number(draft.get("critic.value_clip", 0.5)), "critic.value_clip")
+        draft.put("value_clip", draft.number("critic.value_clip", 0.5), "critic.value_clip")
     draft.leave("critic.value_clip", "there is no critic")
 
 
 def _read_loss(draft: Draft) -> None:
     both = draft.get("actor.eps_clip_low_high")
     low, high = [number(one) for one in both] if isinstance(both, list) and len(both) == 2 else [None, None]
-    clip = number(draft.get("actor.eps_clip", 0.2))
+    clip = draft.number("actor.eps_clip", 0.2)
     if draft.takes("clip_low"):
         draft.put("clip_low", clip if low is None else low, "actor.eps_clip", "actor.eps_clip_low_high")
         draft.put("clip_high", clip if high is None else high, "actor.eps_clip", "actor.eps_clip_low_high")
@@ -61,7 +61,7 @@ def _read_loss(draft: Draft) -> None:
         draft.leave(key, f"`{draft.method}` has no clip")
     if draft.has("actor.dual_clip"):
         draft.put("choices.surrogate", "dual_clip", "actor.dual_clip")
-        draft.put("choices.parameters.dual_clip", number(draft.get("actor.dual_clip")), "actor.dual_clip")
+        draft.put("choices.parameters.dual_clip", draft.number("actor.dual_clip"), "actor.dual_clip")
     kind = str(draft.get("actor.policy_loss_type", "ppo"))
     if kind == "gspo":
         draft.put("choices.ratio", "sequence", "actor.policy_loss_type")
@@ -70,13 +70,13 @@ def _read_loss(draft: Draft) -> None:
     if draft.has("algo.dynamic_filtering_enable"):
         draft.put("choices.groups", "resample", "algo.dynamic_filtering_enable", "algo.dynamic_filtering_range")
     if draft.has("actor.entropy_coef"):
-        draft.put("entropy_weight", number(draft.get("actor.entropy_coef")), "actor.entropy_coef")
+        draft.put("entropy_weight", draft.number("actor.entropy_coef"), "actor.entropy_coef")
     for key in ("actor.policy_loss_type", "algo.dynamic_filtering_enable", "algo.dynamic_filtering_range"):
         draft.leave(key, "as here")
 
 
 def _read_kl(draft: Draft) -> None:
-    weight = number(draft.get("algo.kl.init_coef", 0.01))
+    weight = draft.number("algo.kl.init_coef", 0.01)
     estimator = str(draft.get("algo.kl.estimator", "k1"))
     in_loss = draft.has("algo.kl.use_loss")
     keys = ("algo.kl.init_coef", "algo.kl.estimator", "algo.kl.use_loss")
@@ -98,10 +98,10 @@ def _read_kl(draft: Draft) -> None:
 
 
 def _read_steps(draft: Draft) -> None:
-    prompts = int(number(draft.get("rollout.batch_size", 1024)))
-    group = int(number(draft.get("rollout.n_samples_per_prompt", 1)))
-    update = int(number(draft.get("train.batch_size", 128)))
-    passes = int(number(draft.get("train.max_epochs", 1)))
+    prompts = int(draft.number("rollout.batch_size", 1024))
+    group = int(draft.number("rollout.n_samples_per_prompt", 1))
+    update = int(draft.number("train.batch_size", 128))
+    passes = int(draft.number("train.max_epochs", 1))
     draft.put("completions_per_prompt", group, "rollout.n_samples_per_prompt")
     prompts_per_step(draft, prompts * group, group, "rollout.batch_size")
     updates = max(1, prompts * group // update) * passes
@@ -109,10 +109,10 @@ def _read_steps(draft: Draft) -> None:
               comment=f"{prompts} x {group} completions / {update} x {passes}")  # fmt: skip
     if update % group == 0 and update // group < prompts:
         draft.put("prompts_per_update", update // group, "train.batch_size")
-    draft.put("epochs", number(draft.get("train.num_episodes", 1)), "train.num_episodes")
+    draft.put("epochs", draft.number("train.num_episodes", 1), "train.num_episodes")
     length = draft.get("rollout.max_new_tokens")
     if length is None:
-        length = int(number(draft.get("data.max_len", 2048)))
+        length = int(draft.number("data.max_len", 2048))
         draft.assume(f"a completion may be as long as prompt and completion together are there: {length} tokens.")
     draft.put("sampling.max_new_tokens", int(number(length)), "rollout.max_new_tokens")
     for key in ("train.micro_batch_size", "rollout.micro_batch_size"):
@@ -141,33 +141,29 @@ def _read_rewards(draft: Draft) -> None:
     draft.put("rewards", rewards)
     if draft.has("reward.overlong_buffer_len"):
         length = int(draft.lines["sampling.max_new_tokens"].value)
-        buffer = int(number(draft.get("reward.overlong_buffer_len")))
-        weight = number(draft.get("reward.overlong_penalty_factor", 1))
+        buffer = int(draft.number("reward.overlong_buffer_len"))
+        weight = draft.number("reward.overlong_penalty_factor", 1)
         rewards.append({"kind": "overlong", "max_length": length, "buffer": buffer, "weight": weight})
         draft.put("rewards", rewards, "reward.overlong_buffer_len", "reward.overlong_penalty_factor")
     draft.leave("reward.overlong_penalty_factor", "nothing is taken from long completions")
 
 
 def _read_engine(draft: Draft) -> None:
-    engines = number(draft.get("vllm.num_engines", 0))
+    engines = draft.number("vllm.num_engines", 0)
     if engines and draft.has("train.colocate_all"):
         draft.put("engine.kind", "vllm_colocated", "vllm.num_engines", "train.colocate_all")
-        draft.put(
-            "engine.gpu_memory", number(draft.get("vllm.gpu_memory_utilization", 0.95)), "vllm.gpu_memory_utilization"
-        )
-        width = int(number(draft.get("vllm.tensor_parallel_size", 1)))
+        draft.put("engine.gpu_memory", draft.number("vllm.gpu_memory_utilization", 0.95), "vllm.gpu_memory_utilization")
+        width = int(draft.number("vllm.tensor_parallel_size", 1))
         if width > 1:
             draft.put("engine.options", {"tensor_parallel_size": width}, "vllm.tensor_parallel_size")
     elif engines:
         draft.put("engine.kind", "vllm_served", "vllm.num_engines")
         draft.put("engine.launch.servers", int(engines), "vllm.num_engines")
-        width = int(number(draft.get("vllm.tensor_parallel_size", 1)))
+        width = int(draft.number("vllm.tensor_parallel_size", 1))
         draft.put("engine.launch.arguments", {"tensor_parallel_size": width}, "vllm.tensor_parallel_size")
     if draft.has("train.async_enable"):
         draft.put("rollout.mode", "async", "train.async_enable")
-        draft.put(
-            "rollout.max_staleness", int(number(draft.get("train.async_queue_size", 1))), "train.async_queue_size"
-        )
+        draft.put("rollout.max_staleness", int(draft.number("train.async_queue_size", 1)), "train.async_queue_size")
     for key in ("vllm.num_engines", "vllm.gpu_memory_utilization", "vllm.tensor_parallel_size", "train.colocate_all",
                 "train.async_enable", "train.async_queue_size"):  # fmt: skip
         draft.leave(key, "the engine is chosen by `engine`")

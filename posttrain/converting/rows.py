@@ -99,6 +99,7 @@ def put_rows(draft: Draft, sets: Sequence[Rows], *sources: str, key: str = "data
     if not sets:
         return
     if len(sets) == 1:
+        sets[0].weight = None  # a share of itself
         draft.put(key, sets[0].settings(), *sources)
         return
     plain = [rows.settings() for rows in sets]

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from posttrain.converting.draft import Draft, flatten
-from posttrain.converting.entry import empty, number, truth
+from posttrain.converting.entry import empty, number
 from posttrain.converting.huggingface import (
     LORA,
     UNSAID,
@@ -169,7 +169,7 @@ def _read_objective(draft: Draft, trainer: str) -> None:
         read_grpo(draft)
     elif trainer == "rloo":
         read_grpo(draft, default_loss="grpo")
-        draft.put("kl_beta", number(draft.get("beta", 0.05)), "beta")
+        draft.put("kl_beta", draft.number("beta", 0.05), "beta")
     elif trainer == "cpo":
         _read_cpo(draft)
     elif trainer == "prm":
@@ -178,8 +178,8 @@ def _read_objective(draft: Draft, trainer: str) -> None:
     elif trainer == "gkd":
         teacher = draft.get("teacher_model_name_or_path")
         draft.put("teacher", str(teacher or UNSAID), "teacher_model_name_or_path")
-        draft.put("beta", number(draft.get("beta", 0.5)), "beta")
-        share = number(draft.get("lmbda", 0.5))
+        draft.put("beta", draft.number("beta", 0.5), "beta")
+        share = draft.number("lmbda", 0.5)
         if share < 1:
             draft.miss(
                 "lmbda",
@@ -189,11 +189,11 @@ def _read_objective(draft: Draft, trainer: str) -> None:
         draft.leave("lmbda", "all is sampled by the policy, as here")
     elif trainer == "reward" and draft.has("center_rewards_coefficient"):
         draft.put("objective.kind", "bradley_terry", "center_rewards_coefficient")
-        draft.put("objective.centre", number(draft.get("center_rewards_coefficient")), "center_rewards_coefficient")
+        draft.put("objective.centre", draft.number("center_rewards_coefficient"), "center_rewards_coefficient")
     elif trainer == "orpo":
-        draft.put("preference_weight", number(draft.get("beta", 0.1)), "beta")
+        draft.put("preference_weight", draft.number("beta", 0.1), "beta")
     elif draft.takes("beta"):
-        draft.put("beta", number(draft.get("beta", 0.1)), "beta")
+        draft.put("beta", draft.number("beta", 0.1), "beta")
     if (
         "loss_type" in draft.found
         and trainer in ("kto", "sft")
@@ -212,7 +212,7 @@ def _read_dpo(draft: Draft) -> None:
     kinds = draft.get("loss_type", ["sigmoid"])
     kinds = [str(kind) for kind in (kinds if isinstance(kinds, Sequence) and not isinstance(kinds, str) else [kinds])]
     weights = [number(weight) for weight in draft.get("loss_weights") or [1.0] * len(kinds)]
-    beta = number(draft.get("beta", 0.1))
+    beta = draft.number("beta", 0.1)
     if len(kinds) == 2 and kinds == ["sigmoid", "sft"] and weights[0] == 1:
         draft.method = "dpo_nll"
         draft.put("nll_weight", weights[1], "loss_weights", "loss_type")
@@ -229,7 +229,7 @@ def _read_dpo(draft: Draft) -> None:
         _one_loss(draft, kinds[0])
     if draft.has("rpo_alpha") and draft.method == "dpo":
         draft.method = "dpo_nll"
-        draft.put("nll_weight", number(draft.get("rpo_alpha")), "rpo_alpha")
+        draft.put("nll_weight", draft.number("rpo_alpha"), "rpo_alpha")
     if draft.takes("beta"):
         draft.put("beta", beta, "beta")
     draft.leave("loss_weights", "one loss has no weights")
@@ -244,7 +244,7 @@ def _term(kind: str, weight: float, beta: float) -> dict[str, Any]:
 def _one_loss(draft: Draft, kind: str) -> None:
     from posttrain.config.stages import PREFERENCES
 
-    smoothing = number(draft.get("label_smoothing", 0))
+    smoothing = draft.number("label_smoothing", 0)
     divergence = DIVERGENCES.get(
         str(draft.get("f_divergence_type", "reverse_kl")).removeprefix("FDivergenceType.").lower()
     )
@@ -281,16 +281,16 @@ def _one_loss(draft: Draft, kind: str) -> None:
 
 
 def _read_cpo(draft: Draft) -> None:
-    loss, alpha = str(draft.get("loss_type", "sigmoid")), number(draft.get("cpo_alpha", 1.0))
+    loss, alpha = str(draft.get("loss_type", "sigmoid")), draft.number("cpo_alpha", 1.0)
     if loss == "simpo":
         draft.method = "cpo_simpo" if alpha else "simpo"
-        draft.put("gamma", number(draft.get("simpo_gamma", 0.5)), "simpo_gamma")
+        draft.put("gamma", draft.number("simpo_gamma", 0.5), "simpo_gamma")
         draft.said["loss_type"] = "method"
     elif loss != "sigmoid":
         draft.miss("loss_type", f"CPO has no loss `{loss}` here", "`cpo`, the logistic one, stands in")
     if draft.takes("nll_weight"):
         draft.put("nll_weight", alpha, "cpo_alpha")
-    draft.put("beta", number(draft.get("beta", 0.1)), "beta")
+    draft.put("beta", draft.number("beta", 0.1), "beta")
     for key in ("simpo_gamma", "cpo_alpha", "loss_type"):
         draft.leave(key, "said by `method`")
 
@@ -301,17 +301,12 @@ def _read_batch(draft: Draft, *, online: bool) -> None:
     draft.leave(times, "not set")
     if not online:
         return
-    del draft.lines["rows_per_step"]
     update = rows
-    steps = number(draft.get("steps_per_generation", 0))
-    drawn = (
-        int(number(draft.get("generation_batch_size", 0))) or int(steps * rows // number(draft.get(times, 1))) or rows
-    )
-    group = (
-        1 if draft.method == "gkd" else int(number(draft.get("num_generations", 2 if draft.method == "rloo" else 8)))
-    )
+    steps = draft.number("steps_per_generation", 0)
+    drawn = int(draft.number("generation_batch_size", 0)) or int(steps * rows // draft.number(times, 1)) or rows
+    group = 1 if draft.method == "gkd" else int(draft.number("num_generations", 2 if draft.method == "rloo" else 8))
     prompts_per_step(draft, drawn, group, micro, times, "generation_batch_size", "steps_per_generation")
-    updates = int(number(draft.get("num_iterations", 1))) * max(1, drawn // update)
+    updates = int(draft.number("num_iterations", 1)) * max(1, drawn // update)
     if updates > 1:
         draft.put("updates_per_rollout", updates, "num_iterations")
     if drawn > update and update % group == 0:
@@ -321,7 +316,7 @@ def _read_batch(draft: Draft, *, online: bool) -> None:
 
 def _read_adapter(draft: Draft) -> None:
     quantised = draft.has("load_in_4bit") or draft.has("load_in_8bit")
-    if not (draft.has("use_peft") and truth(draft.get("use_peft"))):
+    if not (draft.truth("use_peft")):
         draft.leave("use_peft", "all weights train")
         no_lora(draft, [*LORA, "use_dora", "use_rslora"])
         return
@@ -340,9 +335,9 @@ def _read_adapter(draft: Draft) -> None:
 
 
 def _read_sft(draft: Draft) -> None:
-    if draft.has("assistant_only_loss") and truth(draft.get("assistant_only_loss")):
+    if draft.truth("assistant_only_loss"):
         draft.put("encoding.train_on", "assistant_only", "assistant_only_loss")
-    elif draft.has("completion_only_loss") and truth(draft.get("completion_only_loss")):
+    elif draft.truth("completion_only_loss"):
         draft.put("encoding.train_on", "completion_only", "completion_only_loss")
     else:
         draft.miss(
@@ -354,11 +349,11 @@ def _read_sft(draft: Draft) -> None:
         )
     for key in ("assistant_only_loss", "completion_only_loss"):
         draft.leave(key, "not set")
-    if draft.has("packing") and truth(draft.get("packing")):
+    if draft.truth("packing"):
         draft.miss(
             "packing",
             "a row of a micro-batch is there a bin of `max_length` tokens, which holds several of your rows",
-            "multiply `rows_per_step` by max_length / (mean tokens of a row, which `posttrain check` names)",
+            "multiply `rows_per_step` by max_length / (tokens by rows, which `posttrain check` counts)",
         )
     draft.leave("packing", "off; rows lie end to end without padding anyway")
     draft.default("encoding.truncation", "cut_response", "rows are cut, not left out")
