@@ -28,9 +28,10 @@ def read_data(draft: Draft, folders: Folders, *, texts: bool) -> None:
         sets = [_one(draft, name, known, folders, key, texts) for name in names]
         if key == "dataset":
             _weights(draft, sets)
-            if draft.has("max_samples"):
+            limit = draft.number("max_samples", 0)
+            if limit >= 1:
                 for rows in sets:
-                    rows.limit = int(draft.number("max_samples"))
+                    rows.limit = int(limit)
                 draft.said["max_samples"] = "data.limit"
         put_rows(draft, sets, key, key=here)
     if "data" not in draft.lines:
@@ -127,9 +128,12 @@ def _weights(draft: Draft, sets: list[Rows]) -> None:
         return
     listed = _names(shares)
     if len(listed) == len(sets):
-        for rows, share in zip(sets, listed, strict=True):
-            rows.weight = number(share)
-        draft.said["interleave_probs"] = "data.sources.weight"
+        try:
+            for rows, share in zip(sets, listed, strict=True):
+                rows.weight = number(share)
+            draft.said["interleave_probs"] = "data.sources.weight"
+        except ValueError as error:
+            draft.miss("interleave_probs", str(error), "write `data.sources`, each with its `weight`: docs/mixing.md")
     elif len(sets) > 1:
         for rows in sets:
             rows.weight = 1.0
