@@ -194,7 +194,10 @@ def _read_adapter(draft: Draft) -> None:
         draft.leave("adapter", "all weights train")
         no_lora(draft, NO_ADAPTER)
         return
-    read_lora(draft, kind=kind, rank=8, alpha=16)
+    for key in ("lora_r", "lora_alpha"):
+        if not draft.has(key):
+            draft.miss(key, "an adapter needs it, and the file does not say it", "`peft`'s own 8 stands in")
+    read_lora(draft, kind=kind, rank=8, alpha=8)
     names = draft.get("lora_target_modules")
     if draft.has("lora_target_linear") or names in ("all-linear", ["all-linear"]):
         draft.put("adapter.targets", "all-linear", "lora_target_linear", "lora_target_modules")

@@ -15,6 +15,7 @@ base_model: embedded
 datasets: [{path: rows.jsonl, type: chat_template}]
 learning_rate: 2e-4
 max_steps: 2
+micro_batch_size: 4
 """
 
 
@@ -28,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_it_writes_a_recipe_that_runs_read(folder: Path) -> None:
-    done = CliRunner().invoke(app, ["convert", "mine.yaml", "--from", "axolotl", "--processes", "4", "--strict"])
+    done = CliRunner().invoke(app, ["convert", "mine.yaml", "--from", "axolotl", "--strict"])
     assert done.exit_code == 0, done.output
     assert "next: posttrain check mine.recipe.yaml" in done.output
     stage = load_recipe(folder / "mine.recipe.yaml").stages[0]
