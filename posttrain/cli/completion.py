@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
+from typer.core import TyperGroup
 from typer.models import OptionInfo
 
 from posttrain.cli.terminal import echo_exact
@@ -45,34 +46,27 @@ class Command:
 HELP = Option("--help", (), "Show what there is.")
 
 
-def completion(shell: Shell) -> None:
+def completion(ctx: typer.Context, shell: Shell) -> None:
     """Print the script that completes `posttrain` in your shell: `eval "$(posttrain completion bash)"`."""
-    commands = list(all_commands())
+    root = ctx.find_root().command
+    assert isinstance(root, TyperGroup)
+    commands = list(all_commands(root))
     script = {"bash": bash, "zsh": zsh, "fish": fish}[shell](commands, names_of_recipes(), names_of_models())
     echo_exact(script.rstrip("\n"))
 
 
-def all_commands() -> Iterator[Command]:
-    """Every verb, read from the functions that do them: typer's own records differ from version to version."""
-    from posttrain.cli.app import VERBS
-    from posttrain.cli.launch import launch
-    from posttrain.cli.models import models
-
-    groups = {"launch": launch, "models": models}
-    version = Option("--version", (), "Show the version.")
-    yield Command("", (*VERBS, *groups), (version, HELP), "Post-training of language models.")
-    for name, verb in VERBS.items():
-        yield _command(name, verb)
-    for name, group in groups.items():
-        below = {one.name or one.callback.__name__: one.callback for one in group.registered_commands if one.callback}
-        yield Command(name, tuple(below), (HELP,), (group.info.help or "").split("\n")[0])
-        for inner, verb in below.items():
-            yield _command(f"{name} {inner}", inner_function(verb))
-
-
-def inner_function(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """What `guarded` wraps."""
-    return inspect.unwrap(verb)
+def all_commands(root: TyperGroup, words: str = "") -> Iterator[Command]:
+    """Every verb below a command. Options are read from the functions: typer's own records of them differ from version
+    to version."""
+    text = (root.help or "").split("\n")[0]
+    version = () if words else (Option("--version", (), "Show the version."),)
+    yield Command(words, tuple(root.commands), (*version, HELP), text)
+    for name, command in root.commands.items():
+        path = f"{words} {name}".strip()
+        if isinstance(command, TyperGroup):
+            yield from all_commands(command, path)
+        elif command.callback is not None:
+            yield _command(path, inspect.unwrap(command.callback))
 
 
 def _command(words: str, verb: Callable[..., Any]) -> Command:

@@ -12,7 +12,7 @@ from typing import Any
 
 from posttrain.config.stages import STAGES
 from posttrain.converting.entry import Cannot, Entry, Goes, Idle, Joint, empty, number, truth
-from posttrain.errors import nearest
+from posttrain.errors import did_you_mean, nearest
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,7 @@ class Draft:
         self.miss(
             key,
             f"no key of {self.tool} that this version of posttrain knows",
-            f"did you mean `{near}`?" if near else "look for what it does in docs/recipes.md",
+            did_you_mean(near, "look for what it does in docs/recipes.md"),
         )
 
     def finish(self) -> None:

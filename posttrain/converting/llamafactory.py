@@ -8,7 +8,6 @@ likelihood of the chosen answer."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from posttrain.converting.draft import Draft, flatten
@@ -223,12 +222,3 @@ def _read_rows(draft: Draft, stage: str) -> None:
         )
     else:
         draft.put("held_out", share, "val_size")
-
-
-def dataset_file(folders: Folders, folder: str) -> Path | None:
-    """`dataset_info.json` of the file's `dataset_dir`, which is relative to where LLaMA-Factory runs."""
-    for base in (Path.cwd(), folders.source, *folders.source.parents[:3]):
-        path = base / folder / "dataset_info.json"
-        if path.is_file():
-            return path
-    return None

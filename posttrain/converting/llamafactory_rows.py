@@ -53,8 +53,6 @@ def _names(value: Any) -> list[str]:
 
 
 def _known(draft: Draft, folders: Folders) -> tuple[Path, Mapping[str, Any]] | None:
-    from posttrain.converting.llamafactory import dataset_file
-
     path = dataset_file(folders, str(draft.get("dataset_dir", "data")))
     if path is None:
         return None
@@ -139,3 +137,12 @@ def _weights(draft: Draft, sets: list[Rows]) -> None:
             rows.weight = 1.0
     if "mix_strategy" in draft.found:
         draft.said["mix_strategy"] = "data.mixing"
+
+
+def dataset_file(folders: Folders, folder: str) -> Path | None:
+    """`dataset_info.json` of the file's `dataset_dir`, which is relative to where LLaMA-Factory runs."""
+    for base in (Path.cwd(), folders.source, *folders.source.parents[:3]):
+        path = base / folder / "dataset_info.json"
+        if path.is_file():
+            return path
+    return None

@@ -6,6 +6,8 @@ import shutil
 import subprocess
 
 import pytest
+import typer.main
+from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from posttrain.cli.app import VERBS, app
@@ -20,7 +22,9 @@ def script(shell: str) -> str:
 
 
 def test_all_verbs_and_options_are_known() -> None:
-    known = {command.words: {option.name for option in command.options} for command in all_commands()}
+    root = typer.main.get_command(app)
+    assert isinstance(root, TyperGroup)
+    known = {command.words: {option.name for option in command.options} for command in all_commands(root)}
     verb = ""
     for line in surface().splitlines():
         if not line.startswith("    "):

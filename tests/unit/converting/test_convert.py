@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from posttrain.config.explain import fields_of, records_in
 from posttrain.config.other_tools import OTHER_TOOLS
@@ -90,7 +91,7 @@ def test_no_key_vanishes(tool: str, tmp_path: Path) -> None:
             for key in ("rl", "reward_model", "process_reward_model", "stage", "rewards"):
                 document.pop(key, None)
             document.update({"stage": "sft"} if tool == "llamafactory" else {})
-            found = converted(tmp_path, document, tool, **({"method": "sft"} if tool == "trl" else {}))
+            found = converted(tmp_path, document, tool, method="sft" if tool == "trl" else None)
             ended = {*found.said, *found.idle, *(entry.key for entry in found.missed)}
             assert {key for key in document if key in part} <= ended, value
 
@@ -109,7 +110,7 @@ def test_every_place_of_the_tables_is_a_key_of_recipes() -> None:
         for name, entry in rows.items():
             if not isinstance(entry, Goes | Joint):
                 continue
-            records = [Recipe] if entry.key.startswith("/") else list(STAGES.values())
+            records: list[type[BaseModel]] = [Recipe] if entry.key.startswith("/") else list(STAGES.values())
             for word in entry.key.lstrip("/").split("."):
                 fields = [fields_of(record)[word] for record in records if word in fields_of(record)]
                 assert fields, f"{tool}: {name} goes to {entry.key}, and no record has {word}"

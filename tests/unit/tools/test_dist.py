@@ -7,7 +7,9 @@ import pytest
 from tools.dist import BESIDE, ROOT, look, package_data, package_files, unpacked
 
 
-@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="git says which files are the package's, and this is no checkout")
+@pytest.mark.skipif(
+    not (ROOT / ".git").exists(), reason="git says which files are the package's, and this is no checkout"
+)
 def test_every_file_of_the_package_is_taken_along() -> None:
     files = package_files()
     assert len(files) > 800
