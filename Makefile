@@ -3,6 +3,8 @@
 # make ecosystem   other people's clients (openai, lm-eval, inspect-ai, its-hub; installed apart) against `posttrain serve`
 # make test-long  what takes half an hour: whole recipes and jobs on several processes, killed and resumed; searches of the plan
 # make test-ray    a job on a real Ray cluster of this machine (installs Ray apart)
+# make site    the documentation as a site, links and anchors checked    make gallery   the same with reports of runs
+# make dist    wheel and sdist, looked into, installed into an empty environment, and the quickstart from there
 # make test-vllm   a real vLLM on the CPU, installed apart: its servers against our engines
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +14,7 @@ BIN := $(VENV)/bin
 USER_READY := $(VENV)/.installed
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-quick test-long test-ray test-vllm check format bench ecosystem clean
+.PHONY: demo test test-quick test-long test-ray test-vllm check format bench ecosystem site gallery dist clean
 
 $(USER_READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -64,6 +66,27 @@ $(CLIENTS_READY): tests/ecosystem/requirements.txt pyproject.toml
 ecosystem: $(READY) $(CLIENTS_READY)
 	POSTTRAIN_COMMAND=$(BIN)/posttrain $(CLIENTS) -m pytest -m ecosystem tests/ecosystem
 
+# The site's generator has an environment of its own: nothing of it is needed to write a page.
+SITE_READY := $(VENV)-site/.ready
+SITE := NO_MKDOCS_2_WARNING=1 $(VENV)-site/bin/mkdocs build --strict --config-file build/site-pages/mkdocs.yml
+
+$(SITE_READY): docs/requirements.txt
+	$(PYTHON) -m venv $(VENV)-site
+	$(VENV)-site/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	touch $(SITE_READY)
+
+site: $(READY) $(SITE_READY)
+	$(BIN)/python -m tools.site
+	$(SITE)
+
+gallery: $(READY) $(SITE_READY)
+	$(BIN)/python -m tools.site --gallery
+	$(SITE)
+
+dist: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check build
+	$(BIN)/python -m tools.dist
+
 # Ray is a launcher for who has a cluster of it: its tests, with a real one of two nodes on this machine, have an
 # environment of their own; `make test` leaves them out where Ray is not installed.
 RAY_READY := $(VENV)-ray/.ready
@@ -93,4 +116,4 @@ test-vllm: $(READY) $(VLLM_READY)
 	POSTTRAIN_VLLM_PYTHON=$(VLLM) $(BIN)/python -m pytest -m vllm tests/vllm
 
 clean:
-	rm -rf $(VENV) $(VENV)-peer $(VENV)-ecosystem $(VENV)-ray $(VENV)-vllm build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-peer $(VENV)-ecosystem $(VENV)-ray $(VENV)-vllm $(VENV)-site $(VENV)-dist build dist *.egg-info

@@ -36,6 +36,7 @@ LAYERS = {
     "rewards": 4,
     "auditing": 4,
     "starting": 4,
+    "converting": 4,
     "environments": 4,
     "evaluate": 5,
     "curation": 5,

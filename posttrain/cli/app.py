@@ -11,6 +11,8 @@ from posttrain.cli.audit import audit
 from posttrain.cli.boundary import guarded
 from posttrain.cli.check import check
 from posttrain.cli.compare import compare
+from posttrain.cli.completion import completion
+from posttrain.cli.convert import convert
 from posttrain.cli.evaluate import evaluate
 from posttrain.cli.export import export
 from posttrain.cli.generate import generate
@@ -37,6 +39,7 @@ from posttrain.cli.usage import Verb, Verbs
 VERBS: dict[str, Callable[..., None]] = {
     "quickstart": quickstart,
     "new": new,
+    "convert": convert,
     "run": run,
     "sweep": sweep,
     "check": check,
@@ -56,6 +59,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "samples": samples,
     "report": report,
     "summary": summary,
+    "completion": completion,
 }
 
 app = typer.Typer(
