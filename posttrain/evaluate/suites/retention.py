@@ -1,4 +1,4 @@
-"""`retention`: what training cost, in three figures that should stay.
+"""`retention`: what training cost, in three figures that should not get worse.
 
 text           40 texts that come with posttrain (prose, letters, code, tables): text_perplexity_change
 instructions   60 prompts with constraints that a program checks (IFEval's, docs/rewards.md): the share of prompts whose

@@ -18,6 +18,7 @@ from posttrain.evaluate.paired_changes import changes_of_run
 from posttrain.evaluate.runner import what_it_can_show
 from posttrain.evaluate.suites import load_suite
 from posttrain.evaluate.suites.retention import INSTRUCTIONS, METRICS, TEXT, Retention
+from posttrain.report.evaluation import Movement, judge
 from posttrain.rewards.instructions import CONSTRAINTS, constraints, instructions
 from posttrain.runs.folder import RunFolder, StageFolder
 from posttrain.runs.records.evaluation import AnswerLine, Figure, SuiteMeanings, SuiteScores
@@ -112,3 +113,10 @@ def test_a_model_is_asked_without_training(tmp_path: Path) -> None:
 def test_nothing_is_asked(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing is asked"):
         evaluate_alone("embedded", [], tmp_path)
+
+
+def test_the_table_and_the_line_agree_on_what_is_worse() -> None:
+    how, start = METRICS["text_perplexity_change"], Figure(0.0, 0.0, 0.0, 40)
+    assert judge(start, Figure(0.031, 0.02, 0.04, 40), how, None)[0] is Movement.WORSE
+    assert judge(start, Figure(-0.5, -0.6, -0.4, 40), how, None)[0] is Movement.BETTER
+    assert judge(start, Figure(0.01, -0.01, 0.03, 40), how, None)[0] is Movement.UNCLEAR
