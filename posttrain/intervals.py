@@ -13,6 +13,7 @@ scores, the audit, the report):
 | what a whole fit gives (a rating, a coefficient) | bootstrap, expanded percentiles, fitted anew: `refitted` |
 | a mean over trainings that differ in their seed alone | Student's t (1908): `over_runs` |
 | the best of several settings, chosen by these figures | out of the bootstrap's bag (Tsamardinos 2018): `of_the_best` |
+| the mean of figures over different prompts | from their intervals (Zou & Donner 2008): `mean_of` |
 | a figure of which only the standard error is known | the normal approximation: `from_error` |
 
 Shares need a method of their own because they live near 0 and 1, where the bootstrap is too narrow: of 20 right answers
@@ -145,7 +146,6 @@ def refitted(
     fit: Callable[[np.ndarray], np.ndarray],
     *,
     cells: int = 1,
-    strata: np.ndarray | None = None,
     resamples: int | None = None,
 ) -> list[Score]:
     """Bootstrap of everything that a fit gives, by prompt: all games of a prompt are drawn together, and the fit is
@@ -158,22 +158,17 @@ def refitted(
         fit: how often each prompt is drawn [R, prompts] to what is estimated [R, K]; called with ones for the
             value itself.
         cells: numbers that the fit holds of one resample, so that no more resamples are made at once than memory takes.
-        strata: [prompts], a label each: as many are drawn of each stratum as it has (domains of fixed size).
         resamples: 2,000 if not given.
     """
     import numpy as np
 
     resamples = RESAMPLES if resamples is None else resamples
     rng = np.random.default_rng(0)
-    labels = np.zeros(prompts, dtype=int) if strata is None else np.unique(strata, return_inverse=True)[1]
-    members = [np.flatnonzero(labels == label) for label in range(int(labels.max(initial=-1)) + 1)]
     rows = max(1, min(resamples, 4_000_000 // max(cells, prompts, 1)))
     draws = []
     for start in range(0, resamples, rows):
-        times_RC = np.zeros((min(rows, resamples - start), prompts))
-        for own in members:
-            times_RC[:, own] = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=len(times_RC))
-        draws.append(fit(times_RC))
+        size = min(rows, resamples - start)
+        draws.append(fit(rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=size).astype(float)))
     tail = _expanded_tail(prompts)
     low_K, high_K = np.quantile(np.concatenate(draws), [tail, 1 - tail], axis=0)
     return [
@@ -188,6 +183,15 @@ def _expanded_tail(prompts: int) -> float:
     # Student's quantile from the normal one (Abramowitz & Stegun, 26.7.5).
     student = Z + (Z**3 + Z) / (4 * freedom) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * freedom**2)
     return NormalDist().cdf(-student * math.sqrt((freedom + 1) / freedom))
+
+
+def mean_of(scores: Sequence[Score]) -> Score:
+    """The mean of figures over different prompts, each weighing the same. Its interval is made of theirs (Zou & Donner
+    2008, doi:10.1002/sim.3095, eq. 7), so that a share of 0 or 1 brings Wilson's width along."""
+    value = fmean(score.value for score in scores)
+    below = math.hypot(*(score.value - score.low for score in scores)) / len(scores)
+    above = math.hypot(*(score.high - score.value for score in scores)) / len(scores)
+    return Score(value, value - below, value + above, sum(score.n for score in scores))
 
 
 def outside_chance(score: Score, total: float) -> Score:

@@ -12,8 +12,8 @@ Ties is scored over prompts: `tied:7` has several right answers, `ref:7` one rig
     preferred_hard  the same for the smaller of that gap in `tied` and in `ref`
     margin          tanh(smaller gap / (best right - worst right) - 1)
 
-as `allenai/reward-bench` computes it. Deviation: it prints no intervals; here domains have Wilson's, Ties and the
-average are bootstrapped, as many prompts of each domain as it has.
+as `allenai/reward-bench` computes it. Deviation: it prints no intervals; here domains have Wilson's, Ties is
+bootstrapped by prompt, and the average's is made of theirs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from posttrain.data.given import as_messages
 from posttrain.data.sources.files import open_sources
 from posttrain.data.sources.source import Broken
 from posttrain.errors import DataError, EmptyDatasetError, PosttrainError, RowError
-from posttrain.intervals import Score, average, refitted
+from posttrain.intervals import Score, average, mean_of, refitted
 from posttrain.runs.records.evaluation import Figure, figures_of
 from posttrain.runs.records.reward_bench import RewardBench
 from posttrain.types import Comparison, Message, RowRef
@@ -191,7 +191,7 @@ def score_reward_bench(rows: Sequence[BenchRow], rewards: Iterable[Sequence[floa
         schema=SCHEMA,
         prompts=len(rows),
         domains=figures_of(domains),
-        average=Figure.of(_average(list(best.values()), ties)),
+        average=Figure.of(mean_of(list(domains.values()))),
         chance={name: float(np.mean(values)) for name, values in chance.items()},
         ties=figures_of(parts),
     )
@@ -240,22 +240,3 @@ def _tie_scores(times_RC: np.ndarray, values_CK: np.ndarray) -> np.ndarray:
     parts_RK = np.divide(sums_RK, counts_RK, out=np.zeros_like(sums_RK), where=counts_RK > 0)
     score_R1 = parts_RK @ np.array([[weight] for weight in WEIGHTS.values()])
     return np.concatenate([score_R1, parts_RK], axis=1)
-
-
-def _average(best: Sequence[Sequence[float]], ties: np.ndarray | None) -> Score:
-    """The mean of the domains' figures; every domain is drawn anew by itself."""
-    sizes = [len(values) for values in best] + ([len(ties)] if ties is not None else [])
-    strata = np.repeat(np.arange(len(sizes)), sizes)
-    points = np.concatenate([np.asarray(values, dtype=float) for values in best]) if best else np.zeros(0)
-
-    def averaged(times_RC: np.ndarray) -> np.ndarray:
-        shares = [
-            times_RC[:, strata == index] @ points[strata[: len(points)] == index] / len(values)
-            for index, values in enumerate(best)
-        ]
-        if ties is not None:
-            shares.append(_tie_scores(times_RC[:, len(points) :], ties)[:, 0])
-        return np.mean(shares, axis=0)[:, None]
-
-    (score,) = refitted(len(strata), averaged, strata=strata)
-    return score

@@ -17,7 +17,7 @@ from posttrain.evaluate.ratings.length import length_controlled, length_controll
 from posttrain.evaluate.ratings.logistic import fit, sigmoid
 from posttrain.evaluate.ratings.rate import both_orders, rate_games
 from posttrain.evaluate.ratings.style import style_differences, style_of
-from posttrain.intervals import refitted
+from posttrain.intervals import Score, mean_of, refitted
 from posttrain.types import RowRef
 
 ROW = RowRef("votes.jsonl", 1)
@@ -104,19 +104,24 @@ def test_what_separates_wins_from_losses_has_a_finite_weight() -> None:
 # ---------------------------------------------------------------- the bootstrap
 
 
-def test_a_resample_draws_whole_prompts_and_as_many_of_each_stratum() -> None:
+def test_a_resample_draws_as_many_prompts_as_there_are() -> None:
     seen: list[np.ndarray] = []
 
     def statistic(times: np.ndarray) -> np.ndarray:
         seen.append(times)
         return times[:, :1]
 
-    strata = np.array([0] * 3 + [1] * 5)
-    refitted(8, statistic, strata=strata, cells=1_000_000, resamples=50)
+    refitted(8, statistic, cells=1_000_000, resamples=50)
     times = np.concatenate(seen)
     assert len(times) == 51 and len(seen) > 2, "in parts, by the cells that a fit holds"
-    assert (times[:, :3].sum(axis=1) == 3).all() and (times[:, 3:].sum(axis=1) == 5).all()
+    assert (times.sum(axis=1) == 8).all()
     assert (times == 1).all(axis=1).sum() < 5
+
+
+def test_the_mean_of_independent_figures_has_the_root_of_their_squares() -> None:
+    found = mean_of([Score(0.5, 0.2, 0.6, 10), Score(1.0, 0.6, 1.0, 20)])
+    assert (found.value, found.n) == (0.75, 30)
+    assert (found.low, found.high) == pytest.approx((0.75 - 0.5 / 2, 0.75 + 0.1 / 2))
 
 
 def test_the_interval_of_few_prompts_is_students() -> None:
