@@ -64,7 +64,7 @@ again = pt.Run.open("runs/mine")  # a run of another day
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Train": ("train", "Run", "load", "load_reward"),
     "Look at data": ("read", "audit", "select", "Selection", "Encoder", "EncoderSettings", "encode", "EncodedDataset"),
-    "Recipes": ("load_recipe", "check_recipe", "plan", "run_recipe", "Recipe", "Data"),
+    "Recipes": ("load_recipe", "check_recipe", "plan", "run_recipe", "sweep", "Sweep", "Recipe", "Data"),
     "Stages": (
         "SFT",
         "DPO",
@@ -120,6 +120,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 }
 """Every public name, under the heading where its reader looks for it."""
 MEMBERS: Mapping[str, tuple[str, ...]] = {
+    "Sweep": ("best", "rows", "failed", "report"),
     "Run": ("open", "metrics", "lines", "summary", "plot", "load", "alarms", "model", "report"),
     "Encoder": ("prompt", "example", "decode_marked", "stop_ids"),
     "RewardModel": ("score", "score_rows"),

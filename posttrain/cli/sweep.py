@@ -73,7 +73,11 @@ def sweep(
     path = find_recipe(recipe)  # before torch is loaded
     if not early_stop:
         refuse_unused("runs go to their end", "add `--early-stop`", rungs=rungs != 3, keep=keep != 3)
-    from posttrain.cli.run import require_models
+    from posttrain.cli.run import read_recipe
+    from posttrain.sweeps.axes import read_axes
+
+    _, fixed = read_axes(varied or [])
+    read_recipe(recipe, fixed)
     from posttrain.cli.sweeping import execute, show_plan
     from posttrain.sweeps.spec import SweepSpec
     from posttrain.sweeps.sweep import Asked
@@ -81,7 +85,6 @@ def sweep(
     halving = (rungs, keep) if early_stop else None
     asked = Asked(design, by, better, trials, design_seed, halving, jobs, restart_failed)
     spec = SweepSpec.of(path, varied or [], name=name, out=out)
-    require_models(spec.base)
     if plan:
         show_plan(spec, asked)
     elif execute(spec, asked, as_json=as_json):

@@ -121,6 +121,13 @@ class StageView:
     """(row, reason, message, content)"""
 
 
+def _took(stage: Stage) -> str:
+    """The time of the stage; of one that another run of a sweep trained, whose time it was."""
+    if (shared := stage.about.shared) is not None:
+        return f"{duration(shared.seconds)}, in the run {shared.run}"
+    return duration(stage.seconds) if stage.seconds is not None else ""
+
+
 def view(stage: Stage, index: int) -> StageView:
     alarms = group_alarms(stage)
     online = online_view(stage, alarms)
@@ -130,7 +137,7 @@ def view(stage: Stage, index: int) -> StageView:
     return StageView(
         stage=stage,
         anchor=f"stage-{index}",
-        took=duration(stage.seconds) if stage.seconds is not None else "",
+        took=_took(stage),
         facts=list(_facts(stage)),
         arithmetic=stage.about.arithmetic or "",
         data=_data_bars(stage),

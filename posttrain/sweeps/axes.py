@@ -23,7 +23,8 @@ from posttrain.errors import ConfigError
 SEED = "seed"
 """The axis of repeats: figures of runs that differ in it alone are averaged."""
 EXAMPLE = "dpo.beta=[0.05,0.1,0.2] seed=0..4"
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+# Each point stands between digits: of `0.1...2` nobody knows whether it ends at 2 or at .2.
+_NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
 _RANGE = re.compile(rf"\s*({_NUMBER})\s*\.\.\s*({_NUMBER})\s*(log)?\s*")
 _NEARLY_RANGE = re.compile(r"^[^\[{'\"/]*\d\s*\.\.+\s*[-+.\d]")
 MOST_VALUES = 10_000

@@ -46,7 +46,7 @@ def measured(figure: Measured | None, unit: str, *, sign: bool = False) -> str:
     scale, form = (100, f"{plus}.1f") if unit == "share" else (1, f"{plus}.4g")
     name = "" if unit != "share" else " points" if sign else " %"
     text = f"{scale * figure.mean:{form}}{name}"
-    if figure.low is None or figure.high is None:
+    if figure.low is None or figure.high is None or figure.low == figure.high:
         return text
     return f"{text} [{scale * figure.low:{form}}, {scale * figure.high:{form}}]"
 

@@ -28,7 +28,7 @@ def quick(score: Any) -> Any:
         run = RunFolder(job.recipe.folder)
         run.path.mkdir(parents=True, exist_ok=True)
         run.write_run(name=job.run, status="done")
-        value = score(job.recipe.stage("dpo").beta)
+        value = score(job.recipe.stage("dpo").model_dump()["beta"])
         write_json(run.path / "summary.json", {"dpo": {"letters.match": value}})
         return runner.Outcome("done", 1.0, value)
 

@@ -102,7 +102,9 @@ def test_a_link_that_is_cut_short_leaves_no_stage(tmp_path: Path, monkeypatch: p
 
 
 def test_who_comes_second_waits_for_the_first(tmp_path: Path) -> None:
-    siblings, said, order = Siblings(tmp_path), [], []
+    siblings = Siblings(tmp_path)
+    said: list[str] = []
+    order: list[str] = []
 
     def second() -> None:
         with siblings.turn("abc", said.append):

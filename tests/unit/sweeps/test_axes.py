@@ -52,6 +52,7 @@ def test_python_and_the_command_line_say_the_same() -> None:
         ("dpo.beta=0.2..0.1", "the range holds no numbers"),
         ("dpo.beta=0..1 log", "the range holds no numbers"),
         ("dpo.beta=0.1...0.2", "looks like a range"),
+        ("dpo.beta=0.1...2", "looks like a range"),
         ("dpo.beta=0.1..0.2 lin", "looks like a range"),
         ("seed=0.5..2", "seeds are whole numbers"),
         ("seed=[1,-1]", "from 0 up"),

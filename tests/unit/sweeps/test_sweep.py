@@ -58,6 +58,7 @@ def test_the_first_stage_ran_once_a_seed_and_every_run_is_whole(home: Path) -> N
     one, two = (sweep / f"dpo.beta-{beta}_seed-0" for beta in ("0.1", "5.0"))
     weights = "sft/model/model.safetensors"
     assert (one / weights).stat().st_ino == (two / weights).stat().st_ino  # one file on the disk
+    assert "in the run dpo.beta-0.1_seed-0" in (two / "report.html").read_text()
     # Records are each run's own: what one appends to its logs must not stand in the other's.
     for name in ("stage.json", "metrics.jsonl", "config.yaml"):
         assert (one / "sft" / name).stat().st_ino != (two / "sft" / name).stat().st_ino
