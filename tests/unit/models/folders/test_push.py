@@ -105,6 +105,8 @@ def test_pickles_and_altered_folders_are_refused(tmp_path: Path, model: Path) ->
     (pickled / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(ModelError, match="no weights"):
         stage_model(pickled, tmp_path / "b", "card")
+    save_file({"w": np.zeros(4, dtype=np.float32)}, pickled / "model.safetensors")  # both, in a folder of others
+    assert stage_model(pickled, tmp_path / "d", "card").left_out == ("pytorch_model.bin",)
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "mine").write_text("x")
     with pytest.raises(ModelError, match="something else"):
