@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from posttrain.config import Recipe
+from posttrain.diagnostics.paired import ByPrompt, scores_by_prompt
 from posttrain.diagnostics.suite_metrics import meaning
 from posttrain.errors import ConfigError, unknown
 from posttrain.evaluate.suites import SUITES
 from posttrain.evaluate.twins import meaning_of
 from posttrain.runs.folder import EARLIER, RunFolder
-from posttrain.runs.paired import ByPrompt, scores_by_prompt
 from posttrain.runs.read import HELD_OUT
 from posttrain.runs.records.evaluation import Direction, Figure, Meaning, SuiteScores
 
