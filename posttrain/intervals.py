@@ -12,7 +12,7 @@ scores, the audit, the report):
 | such a change over several trainings | both drawn anew, seeds and prompts (Owen 2007): `over_seeds` |
 | what a whole fit gives (a rating, a coefficient) | bootstrap, expanded percentiles, fitted anew: `refitted` |
 | a mean over trainings that differ in their seed alone | Student's t (1908): `sweeps.choosing.over_runs` |
-| the best of several settings, so chosen | out of the bootstrap's bag (Tsamardinos 2018): `sweeps.choosing.of_the_best` |
+| the best of several settings | out of the bootstrap's bag (Tsamardinos 2018): `sweeps.choosing.of_the_best` |
 | the mean of figures over different prompts | from their intervals (Zou & Donner 2008): `mean_of` |
 | a figure of which only the standard error is known | the normal approximation: `from_error` |
 
