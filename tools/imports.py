@@ -45,11 +45,11 @@ LAYERS = {
     "synthesis": 5,
     "planning": 5,
     "training": 6,
-    "launching": 6,
-    "sweeps": 6,
-    "cli": 7,
-    "board": 7,
-    "__main__": 7,
+    "launching": 7,
+    "sweeps": 7,
+    "cli": 8,
+    "board": 8,
+    "__main__": 8,
 }
 """Every part of the package and its layer; a part imports its own layer and those below, never one above."""
 

@@ -17,9 +17,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from posttrain.intervals import Score
+from posttrain.intervals import Score, of_the_best, over_runs
 from posttrain.runs.folder import RunFolder
-from posttrain.sweeps.choosing import of_the_best, over_runs
 from posttrain.sweeps.figures import LOWER, By, shown_figures
 from posttrain.sweeps.record import DONE, FAILED, PAUSED, SweepRecord, SweepRun
 

@@ -18,10 +18,11 @@ from posttrain.config.find import find_recipe
 from posttrain.config.load import parse_recipe
 from posttrain.config.naming import NAME, UNSAFE
 from posttrain.config.stages import StageSettings
+from posttrain.config.suite_settings import PromptSuite
 from posttrain.config.yaml_text import parse
 from posttrain.data.sources.files import combined_fingerprint, open_sources
 from posttrain.errors import ConfigError
-from posttrain.evaluate.runner import content_of
+from posttrain.evaluate.runner import content_of_suite
 from posttrain.runs.differences import setting_differences
 from posttrain.sweeps.axes import SEED, Axis, assignment, axes_of, read_axes
 from posttrain.sweeps.designs import Settings, seeds_of, without_seed
@@ -176,8 +177,9 @@ def inputs_of_runs(recipes: Iterable[Recipe]) -> dict[str, str]:
     found: dict[str, str] = {}
     for recipe in recipes:
         for suite in recipe.evaluate.suites:
-            if (label := f"suite {suite.name}: {Path(suite.prompts).name}") not in found:
-                found[label] = content_of(suite.prompts)
+            rows = f": {Path(suite.prompts).name}" if isinstance(suite, PromptSuite) else ""
+            if (label := f"suite {suite.name}{rows}") not in found:
+                found[label] = content_of_suite(suite)
         for stage in recipe.stages:
             for path, split in _files_of(stage):
                 part = "" if split == "train" else f" ({split})"

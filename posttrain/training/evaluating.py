@@ -133,7 +133,7 @@ def _require_askable(suites: Sequence[SuiteSettings]) -> None:
         )
     for suite in suites:
         stages = [scorer.stage for _, scorer in scorers_of(suite) if scorer.stage is not None]
-        if isinstance(suite, WinRateSuite) and suite.reward_model.stage is not None:
+        if isinstance(suite, WinRateSuite) and suite.reward_model and suite.reward_model.stage is not None:
             stages.append(suite.reward_model.stage)
         if stages:
             raise ConfigError(

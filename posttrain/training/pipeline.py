@@ -247,9 +247,11 @@ def _scratch(folder: Path) -> Iterator[RunFolder]:
 
 
 def _check_devices(recipe: Recipe) -> None:
-    """A device that this machine does not have is refused before anything is read."""
+    """A device that this machine does not have, and a tracker that is not there, are refused before anything is
+    read."""
     for stage in recipe.stages:
         if isinstance(stage, TrainingStage):
+            require_trackers(stage.log.trackers, f"{stage.name}.log.to")
             try:
                 device_of(stage.compute.device)
             except ConfigError as error:
@@ -259,13 +261,11 @@ def _check_devices(recipe: Recipe) -> None:
 
 def _check_rewards(recipe: Recipe, *, fresh: bool = False) -> None:
     """Makes every reward and objective once, so that a function that is not there is refused now, not hours later at
-    its stage; and looks for the servers that a stage asks, and for the trackers that it tells."""
+    its stage; and looks for the servers that a stage asks."""
     run = RunFolder(recipe.folder)
     require_notify(recipe.notify)
     for stage in recipe.stages:
         require_objective(stage)
-        if isinstance(stage, TrainingStage):
-            require_trackers(stage.log.trackers, f"{stage.name}.log.to")
         if isinstance(stage, SamplingStage):
             folder = run.stage(stage.name)
             # A stage that is done asks nobody any more.

@@ -26,8 +26,12 @@ from tools.imports import (
     part_of,
 )
 
-PAGE_WRITERS = ("auditing.run", "board", "cli", "sweeps.page", "training.pipeline", "training.session")
-"""Modules that may import `report` or `board`: commands, and what writes a page when its work is done."""
+PAGE_WRITERS = (
+    *("auditing.run", "board", "cli", "sweeps.page", "training.pipeline", "training.session"),
+    *("training.run_result", "training.tracking.notify"),
+)
+"""Modules that may import `report` or `board`: commands, what writes a page when its work is done, and what shows a run
+in a notebook or a message."""
 
 ONLY_ON_REQUEST = {
     "vllm",

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from posttrain.intervals import of_the_best, over_runs, student_quantile
 from posttrain.runs.files import write_json
 from posttrain.runs.folder import RunFolder, StageFolder, answers_path
 from posttrain.runs.records.evaluation import AnswerLine, Figure, SuiteScores
 from posttrain.runs.records.run import StageEntry
-from posttrain.sweeps.choosing import of_the_best, over_runs, student_quantile
 from posttrain.sweeps.figures import By
 from posttrain.sweeps.page import write_page
 from posttrain.sweeps.record import DONE, FAILED, PAUSED, SweepRecord, SweepRun
