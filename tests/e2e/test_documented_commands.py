@@ -31,8 +31,8 @@ stages:
 - {method: dpo, data: package://preferences.jsonl}
 """
 ROWS = '{"prompt": "2 + 2?", "chosen": "4", "rejected": "5"}\n'
-USERS_RECIPES = ("recipe.yaml", "mine.yaml", "identity.yaml", "RECIPE")
-"""Recipes of a reader's own; `posttrain new` writes the third."""
+USERS_RECIPES = ("recipe.yaml", "mine.yaml", "identity.yaml", "axolotl.recipe.yaml", "RECIPE")
+"""Recipes of a reader's own; `posttrain new` writes the third, `posttrain convert` the fourth."""
 
 
 def shown() -> Iterator[tuple[str, str]]:
@@ -51,9 +51,9 @@ def shown() -> Iterator[tuple[str, str]]:
 
 
 def words_of(command: str) -> list[str]:
-    """Without what stands beside it: an explanation behind three blanks or `#`, a pipe, the brackets of a synopsis."""
+    """Without what stands beside it: an explanation behind three blanks or `#`, a pipe or a file, the brackets of a synopsis."""
     command = re.sub(r"\[(?:--|/|STAGE)[^\]]*\]", "", re.split(r"\s{3,}", command)[0])
-    words = shlex.split(command.split(" | ")[0].replace("...", ""), comments=True)[1:]
+    words = shlex.split(re.split(r" [|>] ", command)[0].replace("...", ""), comments=True)[1:]
     return ["audit" if word == "VERB" else word for word in words]
 
 
