@@ -51,7 +51,7 @@ def shown() -> Iterator[tuple[str, str]]:
 
 
 def words_of(command: str) -> list[str]:
-    """Without what stands beside it: an explanation behind three blanks or `#`, a pipe or file, a synopsis' brackets."""
+    """Without what stands beside it: an explanation behind blanks or `#`, a pipe or file, a synopsis' brackets."""
     command = re.sub(r"\[(?:--|/|STAGE)[^\]]*\]", "", re.split(r"\s{3,}", command)[0])
     words = shlex.split(re.split(r" [|>] ", command)[0].replace("...", ""), comments=True)[1:]
     return ["audit" if word == "VERB" else word for word in words]
