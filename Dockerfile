@@ -2,8 +2,8 @@
 #
 #     docker build -t posttrain .
 #     docker build -t posttrain:cuda --build-arg BASE=cuda --build-arg TORCH_INDEX=https://pypi.org/simple .
-#     docker run --rm -v "$PWD:/work" posttrain quickstart
-#     docker run --rm --gpus all -v "$PWD:/work" posttrain:cuda run mine.yaml --processes 8
+#     docker run --rm -v "$PWD:/workspace" posttrain quickstart
+#     docker run --rm --gpus all -v "$PWD:/workspace" posttrain:cuda run mine.yaml --processes 8
 #
 # torch's wheels bring CUDA's libraries along; the CUDA base gives the driver's hooks, and a compiler for the kernels that
 # torch writes at run time.
@@ -35,10 +35,10 @@ COPY pyproject.toml README.md LICENSE ./
 COPY posttrain ./posttrain
 RUN pip install --no-cache-dir --constraint constraints.txt ".[$EXTRAS]" \
     && useradd --create-home --uid 1000 posttrain \
-    && mkdir /work \
-    && chown posttrain /work
+    && mkdir /workspace \
+    && chown posttrain /workspace
 # Runs, caches and what the user mounts; nothing of it needs root.
 USER 1000
-WORKDIR /work
+WORKDIR /workspace
 ENTRYPOINT ["posttrain"]
 CMD ["--help"]
