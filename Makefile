@@ -30,7 +30,7 @@ demo: $(USER_READY)
 	$(BIN)/posttrain quickstart
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --durations=25
 
 test-long: $(READY)
 	$(BIN)/python -m pytest -n 2 -m long
