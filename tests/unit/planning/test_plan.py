@@ -271,6 +271,7 @@ def test_bytes_between_ranks_by_hand(models: Models) -> None:
     assert traffic_of(models, alone, rank_memory(models, alone)).total == 0
 
 
+@pytest.mark.long
 def test_seconds_follow_the_card(models: Models) -> None:
     where = situation(sft())
     found = plan_stage(models, where)
@@ -385,6 +386,7 @@ def test_the_verb_s_json_and_its_exit_code(recipe: Path) -> None:
     assert sum(sizes) == stage["memory"]["training"]["total_bytes"]
 
 
+@pytest.mark.long
 def test_the_recipe_s_own_mesh(recipe: Path) -> None:
     own = ["sft.compute.mesh={shard: 2, replicate: 2}"]
     assert pt.plan(str(recipe), overrides=own).stages[0].mesh == Mesh(2, 2, 1)
@@ -404,6 +406,7 @@ def test_a_quantised_base_is_not_shared(recipe: Path) -> None:
     assert pt.plan(str(recipe), overrides=low, mesh="shard=1,replicate=4").stages[0].mesh == Mesh(1, 4, 1)
 
 
+@pytest.mark.long
 def test_from_python(recipe: Path) -> None:
     found = pt.plan(str(recipe), cpu=True, overrides=["sft.max_length=128"])
     assert found.card.device == "cpu" and found.stages[0].longest == 128 and "this machine" in found.efficiency

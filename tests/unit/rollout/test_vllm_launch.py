@@ -192,6 +192,7 @@ def test_a_server_that_does_not_start_shows_its_last_words(folder: Path, tmp_pat
     assert "there is no room for the cache" in str(ended.value) and "server-0.log" in str(ended.value)
 
 
+@pytest.mark.long
 def test_a_server_that_does_not_answer_is_ended(folder: Path, tmp_path: Path) -> None:
     settings = LaunchSettings(python=fake_python(tmp_path, "sleeps"), start_seconds=2)
     servers = LaunchedServers(settings, folder, tmp_path, NEEDS)
@@ -221,6 +222,7 @@ def test_a_killed_server_is_started_again_with_the_current_weights(folder: Path,
     servers.close()
 
 
+@pytest.mark.long
 def test_a_server_that_dies_again_and_again_ends_the_run(folder: Path, tmp_path: Path) -> None:
     settings = LaunchSettings(python=fake_python(tmp_path), environment={"DIES_AT_WORK": "1"}, restarts=1)
     servers = LaunchedServers(settings, folder, tmp_path, NEEDS)
@@ -234,6 +236,7 @@ def test_a_server_that_dies_again_and_again_ends_the_run(folder: Path, tmp_path:
     servers.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", [signal.SIGKILL, "exit"])
 def test_no_server_outlives_its_trainer(folder: Path, tmp_path: Path, way: Any) -> None:
     program = textwrap.dedent(
