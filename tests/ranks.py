@@ -29,6 +29,10 @@ PATIENCE = 240.0
 """Seconds for a call; machines that test are busy. One that is not done by then hangs, and its processes are killed."""
 
 
+class NotMet(Exception):
+    """The processes did not find each other: the machine's doing, now and then, and no test's."""
+
+
 class RankFailed(AssertionError):
     """A rank raised; the text has its stack."""
 
@@ -67,7 +71,11 @@ class Pool:
                 if not line.poll(PATIENCE):
                     self.kill()
                     raise RankFailed(f"rank {rank} of {size} did not come to an end")
-                outcomes.append(line.recv())
+                try:
+                    outcomes.append(line.recv())
+                except EOFError:
+                    self.kill()  # the next test gets new ones
+                    raise RankFailed(f"rank {rank} of {size} is gone") from None
             return outcomes
 
     def kill(self) -> None:
@@ -89,14 +97,21 @@ class Ranks:
 
     def outcomes(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What each rank returned, or the exception that it raised."""
-        return [outcome.error or outcome.value for outcome in _pool().call(self.size, function, arguments)]
+        return [outcome.error or outcome.value for outcome in self._met(function, arguments)]
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What each rank returned."""
-        found = _pool().call(self.size, function, arguments)
+        found = self._met(function, arguments)
         if failed := [f"rank {rank}:\n{one.stack}" for rank, one in enumerate(found) if one.error is not None]:
             raise RankFailed("\n".join(failed))
         return [outcome.value for outcome in found]
+
+    def _met(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Outcome]:
+        found = _pool().call(self.size, function, arguments)
+        if any(isinstance(one.error, NotMet) for one in found):
+            _pool().kill()
+            found = _pool().call(self.size, function, arguments)
+        return found
 
 
 def ranks(size: int) -> Ranks:
@@ -117,7 +132,11 @@ def _serve(line: Connection) -> None:
 def _outcome(store: str, rank: int, size: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Outcome:
     shared = dist.FileStore(store, size)
     # A collective that one rank never comes to is a bug, and ends here and not with the test's patience.
-    dist.init_process_group("gloo", store=shared, rank=rank, world_size=size, timeout=timedelta(seconds=PATIENCE / 4))
+    seconds = timedelta(seconds=PATIENCE / 4)
+    try:
+        dist.init_process_group("gloo", store=shared, rank=rank, world_size=size, timeout=seconds)
+    except RuntimeError as error:
+        return Outcome(None, NotMet(str(error)), traceback.format_exc())
     try:
         return Outcome(function(*arguments))
     except Exception as error:  # the boundary: it is the test's to judge

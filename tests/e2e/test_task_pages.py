@@ -55,7 +55,10 @@ def small(stage: dict[str, Any]) -> dict[str, Any]:
     """The same stage with little to do."""
     data = stage["data"]
     group = data if isinstance(data, dict) else {"path": data}
-    rows = group if "stage" in group else {**group, "limit": 12}
+    if "sources" in group:
+        rows = {**group, "sources": [{**source, "limit": 12} for source in group["sources"]]}
+    else:
+        rows = group if "stage" in group else {**group, "limit": 12}
     cut: dict[str, Any] = {**stage, "data": rows}
     cut.pop("starts_from", None)
     cut.pop("epochs", None)

@@ -12,7 +12,7 @@ import pytest
 from posttrain.config.text_suites import LmEvalSuite
 from posttrain.errors import ConfigError, PosttrainError, SourceError
 from posttrain.evaluate.asking import EvaluatedModel
-from posttrain.evaluate.lm_eval.bridge import BridgeLM
+from posttrain.evaluate.lm_eval.bridge import bridge_lm
 from posttrain.evaluate.lm_eval.results import measured
 from posttrain.evaluate.lm_eval.tasks import load_tasks, set_examples
 from posttrain.evaluate.runner import evaluate_suites
@@ -118,7 +118,7 @@ def assert_alike(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
 def test_the_numbers_are_those_of_hf(folder: Path, embedded: Any, options: dict[str, Any]) -> None:
     asked = EvaluatedModel.of(embedded.model, embedded.tokenizer, encoding=embedded.speech.settings())
     assert_alike(
-        evaluated(BridgeLM(asked), folder, **options),
+        evaluated(bridge_lm(asked), folder, **options),
         evaluated(hf(embedded.model, embedded.tokenizer), folder, **options),
     )
 
@@ -128,7 +128,7 @@ def test_texts_longer_than_the_model(folder: Path, add_bos: bool) -> None:
     """Cut on the left, and rolled in windows, by a model of 48 positions; and a tokenizer that begins texts itself."""
     tokenizer = byte_tokenizer("CHATML", add_bos=add_bos)
     model = tiny_model(vocab=len(tokenizer), max_position_embeddings=48)
-    bridge = BridgeLM(EvaluatedModel.of(model, tokenizer))
+    bridge = bridge_lm(EvaluatedModel.of(model, tokenizer))
     assert bridge.max_length == 48
     (folder / "generate.yaml").unlink()
     assert_alike(evaluated(bridge, folder, num_fewshot=2), evaluated(hf(model, tokenizer), folder, num_fewshot=2))
@@ -137,7 +137,7 @@ def test_texts_longer_than_the_model(folder: Path, add_bos: bool) -> None:
 def test_a_model_with_learned_positions(folder: Path) -> None:
     tokenizer = byte_tokenizer("CHATML")
     model = tiny_model("gpt2", vocab=len(tokenizer), n_positions=512)
-    bridge = BridgeLM(EvaluatedModel.of(model, tokenizer))
+    bridge = bridge_lm(EvaluatedModel.of(model, tokenizer))
     assert_alike(evaluated(bridge, folder), evaluated(hf(model, tokenizer), folder))
 
 
@@ -156,7 +156,7 @@ def test_a_group_of_tasks(folder: Path, embedded: Any, tmp_path: Path) -> None:
         write_task(folder, name, settings | {"task": name})
     loaded = TaskManager(include_path=str(folder), include_defaults=False).load(["both"])
     set_examples(loaded, None, 1234)
-    results = lm_eval.evaluate(lm=BridgeLM(asked), task_dict=loaded, log_samples=True, bootstrap_iters=0)
+    results = lm_eval.evaluate(lm=bridge_lm(asked), task_dict=loaded, log_samples=True, bootstrap_iters=0)
     found = measured(dict(results or {}), version="0", chat_template=False, seed=1)
     assert found.figures["both_acc"].value == pytest.approx(found.figures["choose_acc"].value)
     assert {line.prompt.split()[0] for line in found.lines} == {"choose", "again"}
@@ -200,5 +200,5 @@ def test_what_is_refused(folder: Path, tmp_path: Path, embedded: Any) -> None:
         (inner / "rows.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
         write_task(inner, "mine", {**GENERATE, "generation_kwargs": {**drawing, **options}})
         with pytest.raises(PosttrainError, match=problem):
-            evaluated(BridgeLM(asked), inner)
+            evaluated(bridge_lm(asked), inner)
     assert EMBEDDED.is_dir()

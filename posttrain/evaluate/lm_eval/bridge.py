@@ -1,7 +1,7 @@
 """lm-eval's `LM` over a model that is in memory: log-likelihoods by token trees, answers by posttrain's engine.
 
     import lm_eval
-    results = lm_eval.simple_evaluate(model=BridgeLM(asked, progress), tasks=["arc_easy"])
+    results = lm_eval.simple_evaluate(model=bridge_lm(asked, progress), tasks=["arc_easy"])
 
 What becomes of a text is lm-eval's own `hf` backend's way, so that both give the same numbers (a test holds them to
 1e-4): how context and continuation are split into ids, the beginning token, the windows of rolling likelihoods, the cut
@@ -19,11 +19,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
-
-import lm_eval.utils
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
+from typing import TYPE_CHECKING, Any, cast
 
 from posttrain.errors import ConfigError, unknown
 from posttrain.evaluate.asking import EvaluatedModel
@@ -32,6 +28,13 @@ from posttrain.rollout.text import cut_at_stop
 from posttrain.runs.progress import Progress
 from posttrain.sampling import SamplingDistribution
 from posttrain.types import Message, Role
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import TemplateLM
+else:
+    # Its own class comes in with `bridge_lm`: this module is loaded where lm-eval is not installed, too.
+    TemplateLM = object
 
 LONGEST_ANSWER = 256
 """Tokens, where a task says nothing: lm-eval's own default."""
@@ -43,8 +46,15 @@ Encoded = tuple[tuple[str, str], list[int], list[int]]
 """((context, continuation), ids of the context, ids of the continuation), as `TemplateLM.loglikelihood` makes them."""
 
 
-class BridgeLM(TemplateLM):
-    """BridgeLM(EvaluatedModel.of(model, tokenizer), Progress())"""
+def bridge_lm(asked: EvaluatedModel, progress: Progress | None = None) -> Any:
+    """lm-eval's `TemplateLM` over the model: bridge_lm(EvaluatedModel.of(model, tokenizer), Progress())."""
+    from lm_eval.api import model
+
+    return type("BridgeLM", (Bridge, model.TemplateLM), {})(asked, progress)
+
+
+class Bridge(TemplateLM):
+    """What lm-eval asks of a model; made by `bridge_lm`."""
 
     def __init__(self, asked: EvaluatedModel, progress: Progress | None = None):
         super().__init__()
@@ -150,17 +160,19 @@ class BridgeLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
         """The log-prob of each whole text, in windows that do not overlap but for one token."""
+        from lm_eval import utils
+
         windows: list[tuple[None, list[int], list[int]]] = []
         counts = []
         for request in requests:
             (text,) = request.args
-            rolling = lm_eval.utils.get_rolling_token_windows(
+            rolling = utils.get_rolling_token_windows(
                 token_list=self.tok_encode(text),
                 prefix_token=self.prefix_token_id,
                 max_seq_len=self._room - 1,
                 context_len=1,
             )
-            own = [(None, *lm_eval.utils.make_disjoint_window(window)) for window in rolling]
+            own = [(None, *utils.make_disjoint_window(window)) for window in rolling]
             windows += own
             counts.append(len(own))
         scored = iter(self._loglikelihood_tokens(windows))

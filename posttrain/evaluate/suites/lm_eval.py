@@ -55,7 +55,7 @@ class Harness:
         """
         import lm_eval
 
-        from posttrain.evaluate.lm_eval.bridge import BridgeLM
+        from posttrain.evaluate.lm_eval.bridge import bridge_lm
 
         settings = self.settings
         # As lm-eval's command does: some tasks draw what they show. `undisturbed` is around every evaluation.
@@ -67,7 +67,7 @@ class Harness:
         set_examples(loaded, settings.num_fewshot, settings.seed)
         with quiet():
             results = lm_eval.evaluate(
-                lm=BridgeLM(asking.asked, asking.progress),
+                lm=bridge_lm(asking.asked, asking.progress),
                 task_dict=loaded,
                 limit=settings.limit,
                 bootstrap_iters=BOOTSTRAPS,

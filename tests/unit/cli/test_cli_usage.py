@@ -22,7 +22,7 @@ RECIPE = "schema: 1\nmodel: embedded\nstages:\n- {method: sft, data: a.jsonl}\n-
         (["infer", "embedded"], "write `posttrain generate embedded`"),
         (["evaluate"], "write `posttrain eval MODEL --retention`"),
         (["diff"], "write `posttrain compare A B --prompts FILE`"),
-        (["export"], "write `posttrain merge ADAPTER OUT`"),
+        (["fuse"], "write `posttrain merge ADAPTER OUT`"),
         (["mine.yaml", "seed=1"], "write `posttrain run mine.yaml seed=1`"),
         (["rnu"], "did you mean `posttrain run`?"),
         (["xyzzy"], "see `posttrain --help`"),

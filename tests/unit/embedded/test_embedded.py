@@ -63,7 +63,9 @@ def test_row_files_are_what_the_generator_writes(tmp_path: Path):
     make_model.write_data(tmp_path)
     for file in tmp_path.iterdir():
         assert file.read_bytes() == (DATA / file.name).read_bytes(), file.name
-    assert {file.name for file in tmp_path.iterdir()} == {file.name for file in DATA.glob("*.jsonl")}
+    # Those of the suite `retention` are written by hand.
+    by_hand = {file.name for file in DATA.glob("retention_*.jsonl")}
+    assert {file.name for file in tmp_path.iterdir()} == {file.name for file in DATA.glob("*.jsonl")} - by_hand
 
 
 def test_text_follows_from_the_seed_and_a_longer_text_begins_with_a_shorter_one():
