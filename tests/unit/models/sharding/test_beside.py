@@ -18,6 +18,9 @@ SCENES = {
     "padded": Scene(path="padded"),
     "rows": Scene(path="rows"),
 }
+QUICK_AND_LONG = [
+    pytest.param(name, marks=() if name in ("2 x 2, tied", "lora") else pytest.mark.long) for name in SCENES
+]
 NARROW = Scene(dtype=torch.float32, autocast=torch.bfloat16, gather=torch.bfloat16)
 
 
@@ -49,7 +52,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank_is_refused_by_all() -> None:
         assert "the step was not taken" in text
 
 
-@pytest.mark.parametrize("name", SCENES)
+@pytest.mark.parametrize("name", QUICK_AND_LONG)
 def test_references_values_and_divergences(name: str) -> None:
     """A live reference keeps the start, a value model its own copy, and both compute in parts as the policy does."""
     wanted = beside(alone(SCENES[name]))

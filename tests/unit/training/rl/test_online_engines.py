@@ -175,6 +175,7 @@ def test_servers_are_started_with_a_copy_where_the_start_is_not_what_they_read(s
     run(loop)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fault", ["a sync that does nothing", "a check that fails"])
 def test_servers_do_not_outlive_an_error(
     start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
