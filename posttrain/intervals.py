@@ -271,7 +271,6 @@ def blocks(total: int, n: int) -> list[int]:
 
 def over_runs(values: Sequence[float]) -> Score | None:
     """The mean of one figure per training, with Student's interval: over_runs([1, 2, 3]) -> Score(2, -0.484, 4.484, 3).
-
     It is about what another seed would give on the same prompts. Of one training None: nothing says how far seeds lie
     apart.
     """
@@ -285,8 +284,7 @@ def over_runs(values: Sequence[float]) -> Score | None:
 
 
 def student_quantile(place: float, freedom: int) -> float:
-    """Of Student's t, by halving its finite sum (Abramowitz and Stegun 1964, 26.7.3): student_quantile(0.975, 2) ->
-    4.3027."""
+    """student_quantile(0.975, 2) -> 4.3027, by halving a finite sum (Abramowitz and Stegun 1964, 26.7.3)."""
     if place < 0.5:
         return -student_quantile(1 - place, freedom)
     low, high = 0.0, 1.0
@@ -351,8 +349,7 @@ def of_the_best(scores_CSP: np.ndarray, *, lower: bool = False) -> Score | None:
 
 
 def _bags(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """How often each of n is drawn in each resample, and 1 where it is not drawn: both [resamples, n]. One alone is in
-    and out, for it cannot be drawn."""
+    """How often each of n is drawn, and 1 where it is not: both [resamples, n]. One alone is in and out."""
     import numpy as np
 
     if n == 1:

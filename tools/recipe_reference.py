@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import types
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-
-from posttrain.config import online, repairs, scores, select, settings, suites
+from posttrain.config import online, scores, select, settings, suites
 from posttrain.config.adapters import ADAPTERS, LoRA
 from posttrain.config.attempts import AttemptSampling
 from posttrain.config.base import LEARNING_RATES, PREFERENCE_RATE, RowStage, TrainingStage
@@ -55,6 +49,7 @@ from posttrain.config.trackers import TRACKER_KINDS
 from posttrain.config.varied import Filtered
 from posttrain.losses.feedback import FEEDBACK, FeedbackRow
 from posttrain.losses.pairwise import PAIRWISE, PairwiseRow
+from tools.recipe_tables import cell, group, groups, kinds, plain, table, values
 
 HEAD = """# Recipes
 
@@ -323,106 +318,9 @@ def selections() -> list[str]:
     ]
 
 
-def kinds(key: str, annotation: Any) -> list[str]:
-    """A section for every record of a union."""
-    return [
-        part
-        for record in records_in(annotation)
-        for part in group(f"{key}: {{kind: {tag_of(record)}}}", record, ("kind",))
-    ]
-
-
 def samplers() -> str:
     """The methods, in a line."""
     return "Methods: " + ", ".join(f"`{name}`" for name in ONLINE_STAGES) + "."
-
-
-def group(title: str, record: type[BaseModel], leave_out: tuple[str, ...] = ()) -> list[str]:
-    return [f"### `{title}`\n", f"{inspect.cleandoc(record.__doc__ or '')}\n", table(record, leave_out)]
-
-
-def groups(record: type[BaseModel]) -> Iterator[str]:
-    """A section for each group of keys in a record; `held_out` and `keep` are groups like `data`."""
-    # A key of one kind is titled by its name, a key of several by name and kind.
-    for name, option in fields_of(record).items():
-        records = list(records_in(option.annotation)) if name not in ("held_out", "keep") else []
-        for inner in records:
-            chosen = f"{name}: {{kind: {tag_of(inner)}}}" if len(records) > 1 else name
-            yield from group(chosen, inner, ("kind",) if len(records) > 1 else ())
-            if inner is settings.Data:  # the groups inside the one group that every stage has
-                yield from group("data: {sources: [...]}", settings.Source, tuple(fields_of(settings.ReadSettings)))
-                yield from group(f"{name}: {{repairs: {{...}}}}", repairs.RepairSettings)
-
-
-def table(record: type[BaseModel], leave_out: tuple[str, ...] = ()) -> str:
-    lines = ["| key | value | default | meaning |", "|---|---|---|---|"]
-    for name, option in fields_of(record).items():
-        if name not in leave_out:
-            lines.append(f"| `{name}` | {values(option)} | {default(option)} | {_cell(meaning_of(record, name))} |")
-    return "\n".join(lines) + "\n"
-
-
-def values(option: FieldInfo) -> str:
-    """What may be written, in words: "a whole number >= 1, or null"."""
-    limits = " and ".join(
-        f"{sign} {limit:.10g}"
-        for item in option.metadata
-        for sign, key in ((">=", "ge"), (">", "gt"), ("<=", "le"), ("<", "lt"))
-        if (limit := getattr(item, key, None)) is not None
-    )
-    # "null" last, whatever its place in the annotation: "a number >= 0, or null".
-    words = list(dict.fromkeys(_kinds(option.annotation)))
-    null = "null" in words
-    text = " or ".join(word for word in words if word != "null")
-    return _cell(text + (f" {limits}" if limits else "") + (", or null" if null else ""))
-
-
-def _kinds(annotation: Any) -> Iterator[str]:
-    """The kinds of value that an annotation admits."""
-    simple = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if annotation in simple:
-        yield simple[annotation]
-    elif origin is Annotated:
-        yield from _kinds(arguments[0])
-    elif origin is Literal:
-        yield from (f"`{argument}`" for argument in arguments)
-    elif origin in (Union, types.UnionType):
-        for argument in arguments:
-            yield from _kinds(argument)
-    elif origin is tuple:
-        yield (
-            "a list of groups"
-            if list(records_in(arguments[0]))
-            else f"a list of {next(_kinds(arguments[0])).removeprefix('a ')}s"
-        )
-    elif annotation is settings.Data:
-        yield "a path, a list of paths, or a group"
-    elif origin is dict:
-        yield "names and their values"
-    else:
-        yield "a group"
-
-
-def default(option: FieldInfo) -> str:
-    if option.is_required():
-        return "required"
-    if option.default_factory is not None:  # it depends on other keys, and the meaning says how
-        return ""
-    if isinstance(option.default, BaseModel):
-        changed = option.default.model_dump(exclude_unset=True)
-        return f"`{_plain(changed)}`" if changed else ""
-    if option.default in ((), ""):
-        return ""
-    return f"`{_plain(option.default)}`".replace("\n", "\\n")
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, tuple):
-        return f"[{', '.join(_plain(item) for item in value)}]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_plain(item)}" for key, item in value.items()) + "}"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def merges() -> list[str]:
@@ -433,17 +331,17 @@ def merges() -> list[str]:
         count = f"{least}" if least == most else f"{least} or more"
         columns = [
             ", ".join(
-                f"`{name}: {_plain(known.default)}`" if known.default is not None else f"`{name}`"
+                f"`{name}: {plain(known.default)}`" if known.default is not None else f"`{name}`"
                 for name, known in part
             )
             for part in (row.per_model.items(), row.options.items())
         ]
-        lines.append(f"| `{kind}` | {count} | {row.base} | {' | '.join(columns)} | {_cell(row.source)} |")
+        lines.append(f"| `{kind}` | {count} | {row.base} | {' | '.join(columns)} | {cell(row.source)} |")
     both = {
         name: known for row in MERGE_METHODS.values() for name, known in (*row.per_model.items(), *row.options.items())
     }
     meanings = [
-        f"| `{name}` | {_cell(known.known.meaning)} |" for name, known in both.items() if name not in ("t", "normalize")
+        f"| `{name}` | {cell(known.known.meaning)} |" for name, known in both.items() if name not in ("t", "normalize")
     ]
     return [
         f"{inspect.cleandoc(Merge.__doc__ or '')} [merging.md](merging.md) has the formulas.\n",
@@ -467,8 +365,8 @@ def merges() -> list[str]:
 def reward_groups() -> list[str]:
     """The groups of a reward stage that come in several kinds, and those that do not."""
     parts = []
-    for key, kinds in (("objective", OBJECTIVE_KINDS), ("head", HEAD_KINDS), ("normalise", NORMALISE_KINDS)):
-        for kind, record in kinds.items():
+    for key, choices in (("objective", OBJECTIVE_KINDS), ("head", HEAD_KINDS), ("normalise", NORMALISE_KINDS)):
+        for kind, record in choices.items():
             if len(fields_of(record)) > 1:
                 parts += group(f"{key}, kind: {kind}", record, ("kind",))
     return [*parts, *group("length", Length)]
@@ -480,7 +378,7 @@ def preferences() -> str:
     for name, row in rows.items():
         given = ", ".join(f"`{key}: {value:g}`" for key, value in row.defaults.items())
         needs = "yes" if issubclass(PREFERENCES[name], ReferencedStage) else "no"
-        lines.append(f"| `{name}` | {given} | {needs} | {_cell(row.source)} |")
+        lines.append(f"| `{name}` | {given} | {needs} | {cell(row.source)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -490,7 +388,7 @@ def parameters() -> str:
     lines = ["| parameter | value | meaning |", "|---|---|---|"]
     for key, (stage, option) in known.items():
         if key not in fields_of(PreferenceStage) and key not in fields_of(ReferencedStage):
-            lines.append(f"| `{key}` | {values(option)} | {_cell(meaning_of(stage, key))} |")
+            lines.append(f"| `{key}` | {values(option)} | {cell(meaning_of(stage, key))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -507,16 +405,12 @@ def rates() -> str:
 
 def names() -> str:
     lines = ["Keys of TRL, Axolotl, LLaMA-Factory, OpenRLHF and verl:\n", "| elsewhere | here |", "|---|---|"]
-    for table in (OTHER_TOOLS, OTHER_TOOLS_ONLINE, NOT_HERE):
-        for words in dict.fromkeys(table.values()):
+    for known in (OTHER_TOOLS, OTHER_TOOLS_ONLINE, NOT_HERE):
+        for words in dict.fromkeys(known.values()):
             here, comma, remark = words.partition(",")
-            said = f"none: {words}" if table is NOT_HERE else f"`{here}`{comma}{remark}"
-            lines.append(f"| {', '.join(f'`{name}`' for name in table if table[name] == words)} | {said} |")
+            said = f"none: {words}" if known is NOT_HERE else f"`{here}`{comma}{remark}"
+            lines.append(f"| {', '.join(f'`{name}`' for name in known if known[name] == words)} | {said} |")
     return "\n".join(lines) + "\n"
-
-
-def _cell(text: str | None) -> str:
-    return " ".join((text or "").split()).replace("|", "\\|")
 
 
 if __name__ == "__main__":
