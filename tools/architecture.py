@@ -76,7 +76,7 @@ PLACES = {
 }
 """The parts that are drawn, where the package has them. Neighbours leave room for the arrows that pass between them."""
 
-NOT_DRAWN = {"__main__", "lazy_torch"}
+NOT_DRAWN = {"__main__", "lazy_torch", "text_file"}
 
 WIDTH, MARGIN, GUTTER = 1000, 24, 92
 BOX, GAP = 62, 30

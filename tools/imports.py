@@ -19,6 +19,7 @@ LAYERS = {
     "outputs": 0,
     "errors": 0,
     "arguments": 0,
+    "text_file": 0,
     "lazy_torch": 0,
     "sampling": 0,
     "intervals": 0,

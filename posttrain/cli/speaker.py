@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from posttrain.errors import ConfigError, EmptyDatasetError, SourceError
+from posttrain.errors import ConfigError, EmptyDatasetError
+from posttrain.text_file import read_text
 from posttrain.types import Message, RowRef, Task
 
 if TYPE_CHECKING:
@@ -133,17 +134,7 @@ def read_prompts(path: str | Path) -> list[Task]:
 
     if not str(path).endswith(".txt"):
         return [as_task(row) for row in read(path)]
-    try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise SourceError(
-            "the prompts cannot be read", where=path, found=error.strerror, remedy="check the path"
-        ) from None
-    except UnicodeDecodeError as error:
-        byte = f"the byte {error.object[error.start]:#04x} at position {error.start}"
-        raise SourceError(
-            "the prompts are not UTF-8 text", where=path, found=byte, expected="UTF-8", remedy="save the file as UTF-8"
-        ) from None
+    lines = read_text(Path(path).expanduser(), "the file of prompts").splitlines()
     if not any(line.strip() for line in lines):
         raise EmptyDatasetError(
             "the file holds no prompt", where=path, expected="one prompt a line", remedy="write a prompt into it"

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from posttrain.config.strategies.base import AnyScorer, LogProbScorer, SelfScorer
 from posttrain.config.teacher import AnyTeacher, SynthesisStage
-from posttrain.config.values import Float, Int, Settings, refuse
+from posttrain.config.values import Float, Int, Settings, refuse, require_different_draws
 
 
 class DistilFilters(Settings):
@@ -88,13 +88,7 @@ class Distil(SynthesisStage):
 
     @model_validator(mode="after")
     def _answers_differ(self) -> Self:
-        if self.answers_per_prompt > 1 and self.sampling.temperature == 0:
-            raise refuse(
-                "temperature 0 draws the same answer each time",
-                path=("answers_per_prompt",),
-                found=f"answers_per_prompt: {self.answers_per_prompt}, temperature: 0",
-                remedy="write `sampling: {temperature: 0.7}`, or `answers_per_prompt: 1`",
-            )
+        require_different_draws(self, "answers_per_prompt")
         if self.keep_system and self.system is None:
             raise refuse(
                 "there is no system message to keep",

@@ -16,7 +16,8 @@ from posttrain.config.paths import resolve_paths
 from posttrain.config.schema import SCHEMA, Recipe
 from posttrain.config.stages import STAGES
 from posttrain.config.yaml_text import parse
-from posttrain.errors import ConfigError, SourceError
+from posttrain.errors import ConfigError
+from posttrain.text_file import read_text
 
 EXAMPLE = "{schema: 1, name: mine, model: embedded, stages: [{method: sft, data: sft.jsonl}]}"
 
@@ -34,15 +35,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = checked_path("path", path, "recipe.yaml")
     overrides = _override_lines(overrides)  # before the file: parse_recipe comes to them later
-    try:
-        # With or without the mark that Windows editors put first: left in, it would be part of the first key.
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise SourceError(
-            "the recipe cannot be read", where=path, found=error.strerror, remedy="check the path"
-        ) from None
-    except UnicodeDecodeError:
-        raise SourceError("the recipe is not UTF-8 text", where=path, remedy="save it as UTF-8") from None
+    text = read_text(path, "the recipe")
     return parse_recipe(text, overrides, folder=path.resolve().parent, source=str(path), name=path.stem)
 
 

@@ -19,7 +19,7 @@ from posttrain.config.judge_endpoint import STANDARD, JudgeEndpoint
 from posttrain.config.rewards import AnyReward
 from posttrain.config.score import ScoreSettings
 from posttrain.config.strategies.base import RewardModelScorer
-from posttrain.config.values import Float, Int, as_text, is_changed, listed, refuse
+from posttrain.config.values import Float, Int, as_text, is_changed, listed, refuse, require_different_draws
 
 
 class LanguageModelScore(ScoreSettings):
@@ -185,11 +185,5 @@ class PassRateScore(ScoreSettings):
 
     @model_validator(mode="after")
     def _answers_differ(self) -> Self:
-        if self.sampling.temperature == 0 and self.samples > 1:
-            raise refuse(
-                "temperature 0 draws the same answer each time",
-                path=("samples",),
-                found=f"samples: {self.samples}, temperature: 0",
-                remedy="write `sampling: {temperature: 0.7}`, or `samples: 1`",
-            )
+        require_different_draws(self, "samples")
         return self

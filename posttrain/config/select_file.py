@@ -16,7 +16,8 @@ from posttrain.config.explain import Places, explain
 from posttrain.config.paths import resolve_within
 from posttrain.config.select import STEP_KINDS, SelectSettings
 from posttrain.config.yaml_text import parse, put_value, split_assignment
-from posttrain.errors import ConfigError, SourceError, unknown
+from posttrain.errors import ConfigError, unknown
+from posttrain.text_file import read_text
 
 EXAMPLE = "steps: [{kind: deduplicate}, {kind: budget, rows: 1000}]"
 
@@ -84,15 +85,7 @@ def step_of(text: str) -> dict[str, Any]:
 
 
 def _of_file(path: Path) -> SelectSettings:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise SourceError(
-            "the file of steps cannot be read", where=path, found=error.strerror, remedy="check the path"
-        ) from None
-    except UnicodeDecodeError:
-        raise SourceError("the file of steps is not UTF-8 text", where=path, remedy="save it as UTF-8") from None
-    document = parse(text, str(path))
+    document = parse(read_text(path, "the file of steps"), str(path))
     raw = document.value
     if not isinstance(raw, dict):
         raise ConfigError(

@@ -43,7 +43,7 @@ from posttrain.config.search import Search
 from posttrain.config.select import Select
 from posttrain.config.settings import Audit, Data, PairEncoding, ReferenceSettings, SFTEncoding
 from posttrain.config.suites import Sampling
-from posttrain.config.values import Float, Int, Settings, choose, refuse
+from posttrain.config.values import Float, Int, Settings, choose, refuse, require_different_draws
 from posttrain.errors import ConfigError, unknown
 from posttrain.losses.feedback import OBJECTIVE_PARAMETERS, OBJECTIVES, FeedbackRow
 from posttrain.losses.pairwise import PAIRWISE, PairwiseRow
@@ -311,13 +311,7 @@ class Correction(StageSettings):
 
     @model_validator(mode="after")
     def _answers_differ(self) -> Self:
-        if self.samples_per_prompt > 1 and self.sampling.temperature == 0:
-            raise refuse(
-                "temperature 0 draws the same answer each time",
-                path=("samples_per_prompt",),
-                found=f"samples_per_prompt: {self.samples_per_prompt}, temperature: 0",
-                remedy="write `sampling: {temperature: 0.7}`, or `samples_per_prompt: 1`",
-            )
+        require_different_draws(self, "samples_per_prompt")
         return self
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from posttrain.config.values import Float, Int, Settings, as_text, refuse
+from posttrain.config.values import Float, Int, Settings, as_text, require_different_draws
 
 
 class Sampling(Settings):
@@ -71,14 +71,7 @@ class SampledSuite(PromptSuite):
 
     @model_validator(mode="after")
     def _answers_differ(self) -> Self:
-        # It would cost as much as sampling does, and say one answer again and again.
-        if self.samples_per_prompt > 1 and self.sampling.temperature == 0:
-            raise refuse(
-                "temperature 0 draws the same answer each time",
-                path=("samples_per_prompt",),
-                found=f"samples_per_prompt: {self.samples_per_prompt}, temperature: 0",
-                remedy="write `sampling: {temperature: 0.7}`, or `samples_per_prompt: 1`",
-            )
+        require_different_draws(self, "samples_per_prompt")
         return self
 
 

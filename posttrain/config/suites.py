@@ -25,7 +25,16 @@ from posttrain.config.text_suites import (
     RougeSuite,
     TextPerplexitySuite,
 )
-from posttrain.config.values import Float, Int, Pattern, Settings, as_text, refuse, require_unique
+from posttrain.config.values import (
+    Float,
+    Int,
+    Pattern,
+    Settings,
+    as_text,
+    refuse,
+    require_different_draws,
+    require_unique,
+)
 
 
 class MatchSuite(SampledSuite):
@@ -171,13 +180,7 @@ class PassAtKSuite(PromptSuite):
 
     @model_validator(mode="after")
     def _answers_differ(self) -> Self:
-        if self.samples > 1 and self.sampling.temperature == 0:
-            raise refuse(
-                "temperature 0 draws the same answer each time",
-                path=("sampling", "temperature"),
-                found=f"samples: {self.samples}, temperature: 0",
-                remedy="write `sampling: {temperature: 1.0}`, or `samples: 1`",
-            )
+        require_different_draws(self, "samples", instead=1.0)
         return self
 
     @model_validator(mode="after")

@@ -58,6 +58,26 @@ def is_changed(record: BaseModel, key: str) -> bool:
     return bool(getattr(record, key) != type(record).model_fields[key].default)
 
 
+def require_different_draws(record: Any, key: str, *, instead: float = 0.7) -> None:
+    """Refuses several draws at temperature 0: they would cost as much as sampling does, and be one answer.
+
+    Args:
+        record: has a `sampling`, and the number of draws as its field `key`.
+        instead: the temperature that the remedy names.
+
+    Raises:
+        PydanticCustomError: for a validator to raise.
+    """
+    draws = getattr(record, key)
+    if draws > 1 and record.sampling.temperature == 0:
+        raise refuse(
+            "temperature 0 draws the same answer each time",
+            path=(key,),
+            found=f"{key}: {draws}, temperature: 0",
+            remedy=f"write `sampling: {{temperature: {instead}}}`, or `{key}: 1`",
+        )
+
+
 def choose(what: str, name: str, known: Iterable[str]) -> str:
     """`name`, if it is one of `known`; for names that stand in a table elsewhere."""
     names = list(known)

@@ -15,7 +15,8 @@ from posttrain.converting.llamafactory import from_llamafactory, is_llamafactory
 from posttrain.converting.openrlhf import arguments_in, from_openrlhf
 from posttrain.converting.rows import Folders
 from posttrain.converting.trl import from_trl, is_trl, method_of
-from posttrain.errors import ConfigError, SourceError, unknown
+from posttrain.errors import ConfigError, unknown
+from posttrain.text_file import read_text
 
 Read = Callable[[Mapping[str, Any], Folders, int, str | None], Draft]
 
@@ -57,14 +58,7 @@ def read_source(path: str | Path, *, tool: str | None = None, method: str | None
     path = checked_path("path", path, "axolotl.yaml")
     if tool is not None and tool not in TOOLS:
         raise unknown("tool", tool, TOOLS, where=path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise SourceError(
-            "the file cannot be read", where=path, found=error.strerror, remedy="check the path"
-        ) from None
-    except UnicodeDecodeError:
-        raise SourceError("the file is not UTF-8 text", where=path, remedy="save it as UTF-8") from None
+    text = read_text(path, "the file")
     if path.suffix in (".sh", ".bash", ".txt") or ("openrlhf" in text.lower() and "--" in text):
         document: Any = arguments_in(text, path)
         kind = TOOLS[tool or "openrlhf"]

@@ -26,6 +26,7 @@ from posttrain.evaluate.runner import content_of_suite
 from posttrain.runs.differences import setting_differences
 from posttrain.sweeps.axes import SEED, Axis, assignment, axes_of, read_axes
 from posttrain.sweeps.designs import Settings, seeds_of, without_seed
+from posttrain.text_file import read_text
 from posttrain.training.rl.tasks import is_generated
 
 LONGEST_NAME = 80
@@ -85,7 +86,7 @@ class SweepSpec:
                 )
             path = find_recipe(str(recipe))
             load_recipe(path, fixed)  # a mistake in the file is shown with its lines
-            text, home, source = path.read_text(encoding="utf-8-sig"), path.resolve().parent, str(path)
+            text, home, source = read_text(path, "the recipe"), path.resolve().parent, str(path)
         base = parse_recipe(text, fixed, folder=home, source=source, name=Path(source).stem)
         own = name if name is not None else f"{base.name}{SUFFIX}"
         if NAME.fullmatch(own) is None:

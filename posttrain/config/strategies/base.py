@@ -219,18 +219,3 @@ class StepStrategy(StrategySettings):
                 remedy='write `step: "\\n\\n"`, `step: sentence` or `step: 32`',
             )
         return self
-
-
-def require_different_draws(settings: StrategySettings, draws: int, key: str) -> None:
-    """Refuses several draws at temperature 0, which are one draw paid for several times.
-
-    Raises:
-        PydanticCustomError: for a validator to raise.
-    """
-    if draws > 1 and settings.sampling.temperature == 0:
-        raise refuse(
-            "temperature 0 draws the same answer each time",
-            path=(key,),
-            found=f"{key}: {draws}, temperature: 0",
-            remedy=f"write `sampling: {{temperature: 0.8}}`, or `{key}: 1`",
-        )

@@ -11,11 +11,10 @@ from posttrain.config.strategies.base import (
     AnswerEquality,
     AnyScorer,
     StrategySettings,
-    require_different_draws,
 )
 from posttrain.config.strategies.demonstrations import Demonstrations
 from posttrain.config.strategies.prompts import require_placeholders, require_text
-from posttrain.config.values import Float, Int, is_changed, refuse
+from posttrain.config.values import Float, Int, is_changed, refuse, require_different_draws
 
 STEP_BY_STEP = "Let's think step by step."
 """Kojima et al. 2022, arXiv:2205.11916, table 4."""
@@ -84,7 +83,7 @@ class ChainOfThought(StrategySettings):
     @model_validator(mode="after")
     def _sound(self) -> Self:
         require_text(self.instruction, "instruction", "leave it out, or write `instruction: null`")
-        require_different_draws(self, self.votes, "votes")
+        require_different_draws(self, "votes")
         return self
 
 
@@ -237,8 +236,8 @@ class SelfVerification(StrategySettings):
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
-        require_different_draws(self, self.n, "n")
-        require_different_draws(self, self.checks, "checks")
+        require_different_draws(self, "n")
+        require_different_draws(self, "checks")
         require_placeholders(self.check_prompt, "check_prompt", ("question", "answer"))
         if is_changed(self, "at_least") and self.choose == "best":
             raise refuse(

@@ -12,9 +12,8 @@ from posttrain.config.strategies.base import (
     AnyScorer,
     StrategySampling,
     StrategySettings,
-    require_different_draws,
 )
-from posttrain.config.values import Float, Int, is_changed, refuse
+from posttrain.config.values import Float, Int, is_changed, refuse, require_different_draws
 from posttrain.errors import ConfigError
 
 
@@ -54,7 +53,7 @@ class BestOfN(StrategySettings):
 
     @model_validator(mode="after")
     def _draws_differ(self) -> Self:
-        require_different_draws(self, self.n, "n")
+        require_different_draws(self, "n")
         return self
 
 
@@ -73,7 +72,7 @@ class VotingStrategy(StrategySettings):
 
     @model_validator(mode="after")
     def _draws_differ(self) -> Self:
-        require_different_draws(self, self.n, "n")
+        require_different_draws(self, "n")
         return self
 
 

@@ -14,9 +14,8 @@ from posttrain.config.strategies.base import (
     AnyScorer,
     StepStrategy,
     StrategySettings,
-    require_different_draws,
 )
-from posttrain.config.values import Float, Int, Settings, refuse
+from posttrain.config.values import Float, Int, Settings, refuse, require_different_draws
 
 
 class ScoredSteps(StepStrategy):
@@ -38,7 +37,7 @@ class ScoredSteps(StepStrategy):
 
     @model_validator(mode="after")
     def _draws_differ(self) -> Self:
-        require_different_draws(self, self.n, "n")
+        require_different_draws(self, "n")
         return self
 
 
@@ -132,9 +131,9 @@ class MCTS(StepStrategy):
 
     @model_validator(mode="after")
     def _draws_differ(self) -> Self:
-        require_different_draws(self, self.width, "width")
+        require_different_draws(self, "width")
         if self.value != "state":
-            require_different_draws(self, self.rollouts, "rollouts")
+            require_different_draws(self, "rollouts")
         return self
 
 
@@ -309,9 +308,9 @@ class TreeOfThoughts(StepStrategy):
                 remedy="write `thoughts: sampled`, or `judge: valued`",
             )
         if self.thoughts == "sampled":
-            require_different_draws(self, self.k, "k")
+            require_different_draws(self, "k")
         if self.judge != "scorer":
-            require_different_draws(self, self.judgements, "judgements")
+            require_different_draws(self, "judgements")
         return self
 
 
@@ -337,8 +336,8 @@ class GraphOfThoughts(StrategySettings):
 
     @model_validator(mode="after")
     def _draws_differ(self) -> Self:
-        require_different_draws(self, self.generate, "generate")
-        require_different_draws(self, self.merges, "merges")
+        require_different_draws(self, "generate")
+        require_different_draws(self, "merges")
         if self.keep > self.generate:
             raise refuse(
                 "more thoughts are kept than there are",

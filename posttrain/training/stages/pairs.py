@@ -27,6 +27,7 @@ from posttrain.synthesis.pairs.degraded import spoil_answers
 from posttrain.synthesis.pairs.judged import judge_meetings, meetings
 from posttrain.synthesis.pairs.made import REASON_TEXTS, Made
 from posttrain.synthesis.teachers import drawing_of
+from posttrain.text_file import read_text
 from posttrain.training.order import stream_seed
 from posttrain.training.stages.audited import audit_made
 from posttrain.training.stages.correction_pairs import stand_in_pairs
@@ -185,21 +186,13 @@ def principles_of(settings: Critique) -> Sequence[str]:
     """Those of the recipe, or of its file.
 
     Raises:
-        ConfigError: the file holds none, or is no text.
+        ConfigError: the file holds none.
+        SourceError: it cannot be read, or is no text.
     """
     if settings.principles_file is None:
         return settings.principles or PRINCIPLES
     path = Path(settings.principles_file)
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            "the file of principles cannot be read as text",
-            where=path,
-            found=f"{type(error).__name__}: {error}",
-            expected="a text file in UTF-8 with one principle a line",
-            remedy="save it as UTF-8, or write the principles into the recipe, under `principles`",
-        ) from None
+    lines = [line.strip() for line in read_text(path, "the file of principles").splitlines()]
     found = [line for line in lines if line and not line.startswith("#")]
     if not found:
         raise ConfigError(

@@ -17,6 +17,7 @@ from posttrain.runs.records.stage import DataCounts
 from posttrain.synthesis.prompts.made import REASONS, MadePrompts
 from posttrain.synthesis.prompts.make import Seeds, make_prompts
 from posttrain.synthesis.prompts.personas import Persona
+from posttrain.text_file import read_text
 from posttrain.training.order import stream_seed
 from posttrain.training.stages.audited import audit_made
 from posttrain.training.stages.kind import OUTPUT_NAMES, MakingKind, StageContext
@@ -52,21 +53,13 @@ def personas_of(make: Personas) -> tuple[Persona, ...]:
     """Those of the recipe, or of its file; none where they are made of rows.
 
     Raises:
-        ConfigError: the file holds none, or is no text.
+        ConfigError: the file holds none.
+        SourceError: it cannot be read, or is no text.
     """
     if make.personas_file is None:
         return tuple(map(Persona, make.personas))
     path = Path(make.personas_file)
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            "the file of personas cannot be read as text",
-            where=path,
-            found=f"{type(error).__name__}: {error}",
-            expected="a text file in UTF-8 with one persona a line",
-            remedy="save it as UTF-8, or write the personas into the recipe, under `personas`",
-        ) from None
+    lines = [line.strip() for line in read_text(path, "the file of personas").splitlines()]
     found = tuple(Persona(line) for line in dict.fromkeys(lines) if line and not line.startswith("#"))
     if not found:
         raise ConfigError(
