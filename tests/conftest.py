@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.long import pattern_of, unmet
+
 # Before any test module is imported: `huggingface_hub` and others read their folders once, at import. The main process
 # makes the folder, and the processes that xdist and tests start find it in their environment.
 _OWNER = "POSTTRAIN_TEST_HOMES" not in os.environ
@@ -62,6 +64,17 @@ settings.register_profile(
     "posttrain", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("posttrain")
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses by marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if pattern_of(item.nodeid) is not None:
+            item.add_marker(pytest.mark.long)
+    if not any("::" in argument for argument in config.args):  # whole files
+        lost = unmet([item.nodeid for item in items], {item.nodeid.partition("::")[0] for item in items})
+        if lost:
+            raise pytest.UsageError(f"tests/long.py: no test meets {', '.join(lost)}")
 
 
 def pytest_collection_finish() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -137,7 +138,9 @@ def modules(package: Path = PACKAGE) -> dict[str, Path]:
     return paths
 
 
+@cache
 def imports_of(module: str, path: Path) -> list[Import]:
+    """Read once: a dozen tests and the picture ask for those of the whole package."""
     visitor = Imports(module, path.name == "__init__.py")
     visitor.visit(ast.parse(path.read_text(encoding="utf-8")))
     return visitor.imports
