@@ -115,7 +115,7 @@ def test_a_rank_holds_a_layer_at_a_time(tmp_path: Path, at_once: bool) -> None:
     wide = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 6, "tie_word_embeddings": False}
     place = start(tmp_path / "start", "llama", **wide)
     for rank in ranks(2).run(held, Save(place, tmp_path / "shared"), at_once):
-        # A layer, or one of the others; and the activations and logits of two rows, which of this vocabulary are little.
+        # A layer, or one of the others; and activations and logits of two rows, which here are little.
         allowed = rank.layer + rank.others + 600_000
         assert allowed < 0.5 * rank.model
         assert (rank.peak > rank.model) if at_once else (rank.peak < allowed), rank
