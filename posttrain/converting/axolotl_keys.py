@@ -44,6 +44,7 @@ AXOLOTL: dict[str, Entry] = {
             "bf16",
             "fp16",
             "gradient_checkpointing",
+            "activation_offloading",
             "deepspeed",
             "fsdp",
             "fsdp_config",

@@ -50,6 +50,11 @@ def recomputed(value: Any) -> bool:
     return True if str(value).lower().startswith(("offload", "unsloth")) else truth(value)
 
 
+def moved(value: Any) -> bool:
+    """Axolotl's `legacy` and `disk` say by which code and where to."""
+    return True if str(value).lower() in ("legacy", "disk") else truth(value)
+
+
 TRAINING: dict[str, Entry] = table(
     {
         Joint("rows_per_step", "x the accumulation x the processes"): (
@@ -69,7 +74,7 @@ TRAINING: dict[str, Entry] = table(
         Joint("optimizer.clip_norm", "0 is null"): "max_grad_norm",
         Joint("compute.precision"): "bf16 fp16",
         Goes("compute.activation_checkpointing", recomputed): "gradient_checkpointing activation_checkpointing",
-        Goes("compute.offload_activations", truth): "activation_offloading",
+        Goes("compute.offload_activations", moved): "activation_offloading",
         Joint("compute.offload", "where it moves weights off the card"): "deepspeed fsdp fsdp_config",
         Joint("checkpoint.every_steps", "a number of steps"): "save_steps",
         Joint("checkpoint.every_steps"): "save_strategy",
