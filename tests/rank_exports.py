@@ -126,10 +126,11 @@ class Held:
 
 
 class Tensors(Storages):
-    """Of a sharded tensor, what of it lies here."""
+    """Of a sharded tensor, what of it lies here; without those that have no memory."""
 
     def _enter(self, tensor: torch.Tensor) -> None:
-        super()._enter(local(tensor))
+        if not tensor.is_meta:
+            super()._enter(local(tensor))
 
 
 def held(asked: Save, at_once: bool) -> Held:

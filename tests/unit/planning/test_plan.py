@@ -114,7 +114,8 @@ def test_activations_that_are_offloaded_come_back_a_layer_at_a_time(models: Mode
     there, at_once = kept()
     away, later = kept(offload_activations=True)
     again, layer_by_layer = kept(offload_activations=True, activation_checkpointing=True)
-    assert away < 0.1 * there and later < at_once and again <= away and layer_by_layer <= later
+    # Checkpointing also holds what layers are given beside their input, angles among it, which autograd does not see.
+    assert away < 0.1 * there and again < 0.1 * there and later < 0.5 * at_once and layer_by_layer < 0.5 * at_once
     cpu = replace(CARD, device="cpu")
     assert kept(cpu, offload_activations=True) == kept(cpu)
 
