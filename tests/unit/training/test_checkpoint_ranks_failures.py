@@ -100,7 +100,7 @@ def full_on_rank_one(asked: Training) -> tuple[int, Exception, list[str]]:
     def limited(self: Any, *arguments: Any) -> Any:
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         # By the checkpoint and not by the step that the loop has reached: it may be ahead of a slow thread.
-        if world().rank == 1 and self._target.name != "step-00000003":
+        if self._rank == 1 and self._target.name != "step-00000003":
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
         try:
             return real(self, *arguments)
