@@ -148,7 +148,7 @@ def victim(rank: int, size: int, asked: Training, moment: str, store: str) -> No
         real = getattr(module, name)
 
         def call(*arguments: Any, **options: Any) -> Any:
-            # By the checkpoint and not by the loop's step, which may be ahead of a slow thread that writes the one before.
+            # By the checkpoint and not by the loop's step, which may be ahead of a thread that writes the one before.
             about = (getattr(one, "_target", None) or getattr(one, "target", one) for one in arguments)
             if any("step-00000006" in str(one) for one in about):
                 os.kill(os.getpid(), signal.SIGKILL)
