@@ -1,12 +1,13 @@
 """What saving, reading and exporting a model that ranks share costs: a random Llama of about 1 GB, made here.
 
     python -m benchmarks.sharded_checkpoint                   # 1, 2 and 4 ranks
-    python -m benchmarks.sharded_checkpoint --ranks 4 --layers 8
+    python -m benchmarks.sharded_checkpoint --ranks 4 --layers 8 --export-only
 
-Prints one JSON object for each number of ranks: seconds, and by how much the resident memory of the worst rank grew at
-most while it saved (a copy of what it writes is part of it), read, and exported. `held` is what a rank has in memory
-before: its share of weights and moments. One rank is one process without torch.distributed, whose files are whole.
-The fresh process that reads the export back loads a whole model and is counted apart.
+Prints one JSON object for each number of ranks: seconds, and by how much the anonymous memory of the worst rank grew at
+most while it saved (a copy of what it writes is part of it), read, and exported; `_file_mb` is the same of pages of
+files that it has mapped, which are the system's and not its own. `held` is what a rank has in memory before: its share
+of weights and moments. One rank is one process without torch.distributed, whose files are whole. The fresh process that
+reads the export back loads a whole model and is counted apart. `layer` and `end` are the largest parts of the model.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import os
 import shutil
 import socket
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--export-only", action="store_true", help="neither saves nor reads a checkpoint")
     arguments = parser.parse_args()
     import torch.multiprocessing as processes
 
@@ -41,14 +45,14 @@ def main() -> None:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
-            processes.spawn(_measure, (size, port, scratch), nprocs=size)
+            processes.spawn(_measure, (size, port, scratch, arguments.export_only), nprocs=size)
             for made in ("checkpoints", "model"):
-                shutil.rmtree(scratch / made)
+                shutil.rmtree(scratch / made, ignore_errors=arguments.export_only)
     finally:
         shutil.rmtree(scratch)
 
 
-def _measure(rank: int, size: int, port: int, scratch: Path) -> None:
+def _measure(rank: int, size: int, port: int, scratch: Path, export_only: bool) -> None:
     import torch
     from torch import distributed as dist
 
@@ -69,7 +73,7 @@ def _measure(rank: int, size: int, port: int, scratch: Path) -> None:
         dist.init_process_group("gloo")
     cpu = torch.device("cpu")
     spread = sharding_of(Compute(mesh=Mesh(shard=size, replicate=1)), cpu, None)
-    empty = _resident("VmRSS:")
+    empty = _resident("RssAnon:")
     loaded = load(scratch / "start", dtype=torch.float32, sharding=spread)
     for parameter in loaded.model.parameters():
         parameter.requires_grad_(True)
@@ -82,7 +86,14 @@ def _measure(rank: int, size: int, port: int, scratch: Path) -> None:
     optimizer.step(0)
     state = {"random_state": checkpoint.random_state()}
     parts = checkpoint.parts_of(policy.model, optimizer, {})
-    figures: dict[str, Any] = {"ranks": size, "held_mb": (_resident("VmRSS:") - empty) / 1e6}
+    named = {name: parameter.numel() * 4 / 1e6 for name, parameter in policy.model.named_parameters()}
+    figures: dict[str, Any] = {
+        "ranks": size,
+        "held_mb": (_resident("RssAnon:") - empty) / 1e6,
+        "model_mb": sum(named.values()),
+        "layer_mb": sum(mb for name, mb in named.items() if ".layers.0." in name),
+        "end_mb": max(mb for name, mb in named.items() if ".layers." not in name),
+    }
 
     def save() -> None:
         folder = scratch / "checkpoints"
@@ -107,7 +118,8 @@ def _measure(rank: int, size: int, port: int, scratch: Path) -> None:
         figures["export_writes_s"] = round(time.perf_counter() - figures.pop("begun"), 2)
         pending.wait()
 
-    for name, act in (("save", save), ("read", read), ("export", export)):
+    acts = {"save": save, "read": read, "export": export}
+    for name, act in acts.items() if not export_only else [("export", export)]:
         figures |= _timed(name, act, figures)
     worst = {key: max(part[key] for part in world().gather(figures)) for key in figures}
     if rank == 0:
@@ -117,11 +129,35 @@ def _measure(rank: int, size: int, port: int, scratch: Path) -> None:
 
 
 def _timed(name: str, act: Callable[[], None], figures: dict[str, Any]) -> dict[str, float]:
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets the high-water mark back to now
-    before, began = _resident("VmRSS:"), time.perf_counter()
-    figures["begun"] = began
-    act()
-    return {f"{name}_s": time.perf_counter() - began, f"{name}_mb": (_resident("VmHWM:") - before) / 1e6}
+    began = figures["begun"] = time.perf_counter()
+    with _grown() as most:
+        act()
+    return {
+        f"{name}_s": time.perf_counter() - began,
+        f"{name}_mb": most["RssAnon:"] / 1e6,
+        f"{name}_file_mb": most["RssFile:"] / 1e6,
+    }
+
+
+@contextmanager
+def _grown() -> Iterator[dict[str, int]]:
+    """By how much each kind of memory grew at most; the kernel keeps a high-water mark of their sum alone."""
+    before = {kind: _resident(kind) for kind in ("RssAnon:", "RssFile:")}
+    most = dict.fromkeys(before, 0)
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.005):
+            for kind, start in before.items():
+                most[kind] = max(most[kind], _resident(kind) - start)
+
+    watching = threading.Thread(target=look)
+    watching.start()
+    try:
+        yield most
+    finally:
+        over.set()
+        watching.join()
 
 
 def _resident(name: str) -> int:

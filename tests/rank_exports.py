@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,14 @@ from posttrain.config.compute import Compute, Mesh
 from posttrain.data.encoder_settings import EncoderSettings
 from posttrain.data.reward_encode import RewardEncoder
 from posttrain.losses.reward_rule import RewardRule
+from posttrain.models.folders import export, readback
 from posttrain.models.folders.export import ExportReport, ExportSettings, PendingSave
 from posttrain.models.folders.export_shared import SharedSave, begin_shared_save
 from posttrain.models.folders.fingerprint import weights_fingerprint
 from posttrain.models.folders.loading import load
 from posttrain.models.reward.export import begin_save_reward
 from posttrain.models.reward.folders import start_reward
+from posttrain.models.sharding import export as sharded_export
 from posttrain.models.sharding.mesh import Sharding, sharding_of
 from posttrain.models.sharding.shards import local, local_rows
 from posttrain.models.sharding.whole import whole_tensors
@@ -28,6 +32,7 @@ from posttrain.models.sharding.wrap import park
 from posttrain.models.tree.heads import ScoreModel
 from posttrain.models.tree.logprobs import Policy
 from posttrain.parallel.world import world
+from posttrain.planning.trace import Storages
 from tests.adapters import EVERY
 from tests.read_back import read_in_process
 
@@ -87,7 +92,10 @@ def save(asked: Save) -> Saved:
     with pytest.MonkeyPatch.context() as patch:
         reading = read_in_process(patch)
         faults = next(reading)
-        if asked.fault is not None:
+        if asked.fault in TEXTS:
+            own, change = readback.greedy_ids, TEXTS[asked.fault]
+            patch.setattr(readback, "greedy_ids", lambda *of: (change(own(*of)[0]), []))
+        elif asked.fault is not None:
             faults.append(FAULTS[asked.fault])
         pending: SharedSave | PendingSave = begin_shared_save(
             policy.model, loaded.tokenizer, asked.out, asked.settings, base=loaded.base, sharding=loaded.sharding
@@ -103,6 +111,50 @@ def save_for_real(asked: Save) -> ExportReport:
     return begin_shared_save(
         policy.model, loaded.tokenizer, asked.out, asked.settings, base=loaded.base, sharding=loaded.sharding
     ).wait()
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes."""
+
+    peak: int
+    """Most at one moment of tensors that the save made, beside those that were there."""
+    layer: int
+    others: int
+    """Of the weights outside of layers."""
+    model: int
+
+
+class Tensors(Storages):
+    """Of a sharded tensor, what of it lies here; without those that have no memory."""
+
+    def _enter(self, tensor: torch.Tensor) -> None:
+        if not tensor.is_meta:
+            super()._enter(local(tensor))
+
+
+def held(asked: Save, at_once: bool) -> Held:
+    """at_once: a plant: the model gathers all of itself when it is asked, and not a layer at a time."""
+    loaded, policy = trained(asked)
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in policy.model.named_parameters()}
+    of_layers = [size for name, size in sizes.items() if ".layers." in name]
+    count = policy.model.config.num_hidden_layers
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as another:
+        reading = read_in_process(patch)
+        next(reading)
+        # The fresh process holds a whole model. It is this process here, in a thread whose tensors are not followed.
+        start = export._start
+        patch.setattr(export, "_start", lambda scratch: another.submit(start, scratch).result())
+        if at_once:
+            patch.setattr(sharded_export, "own_layers", lambda root, layers: [])
+        there = [local(tensor) for tensor in (*policy.model.parameters(), *policy.model.buffers())]
+        with Tensors(there) as live:
+            pending = begin_shared_save(
+                policy.model, loaded.tokenizer, asked.out, asked.settings, base=loaded.base, sharding=loaded.sharding
+            )
+        pending.wait()
+    model = sum(sizes.values())
+    return Held(max(live.peaks.values()), sum(of_layers) // count, model - sum(of_layers), model)
 
 
 def full(asked: Save) -> Saved:
@@ -125,6 +177,11 @@ def other_weight(folder: Path) -> None:
 
 
 FAULTS = {"a bit": other_weight}
+TEXTS: dict[str | None, Callable[[list[int]], list[int]]] = {
+    "another word": lambda ids: [*ids[:3], ids[3] + 1, *ids[4:]],
+    "cut short": lambda ids: ids[:-1],
+}
+"""What the fresh process says in the place of its greedy text."""
 
 
 # ---------------------------------------------------------------- reward models

@@ -38,6 +38,9 @@ class Compute(Settings):
     offload: Literal["none", "optimizer", "all"] = "none"
     """What lies in the machine's memory instead of the card's: Adam's moments, or with `all` the sharded weights and
     gradients too. On a CPU there is nothing to move."""
+    offload_activations: bool = False
+    """Keep what the backward pass needs in the machine's memory: room on the card for the time that copies take. With
+    `activation_checkpointing` it is each layer's input that moves. On a CPU there is nothing to move."""
     gather: Literal["auto", "fp32", "bf16"] = "auto"
     """What a sharded layer's weights are sent and kept in while it computes; the shards stay fp32. `auto`: bf16 where
     the arithmetic on a CUDA card is; bf16 rounds the weights of norms too."""

@@ -68,6 +68,7 @@ OTHER_TOOLS: Mapping[str, str] = _by_name(
         "compute.mesh, on several processes": (
             "deepspeed fsdp fsdp_config fsdp_version fsdp_size zero_stage dp_shard dp_replicate hsdp_shard_dim"
         ),
+        "compute.offload_activations": "activation_offloading",
         "compute.offload": "cpu_offload fsdp_offload_params offload_optimizer optim_cpu_offload param_offload",
         # What is written, and when
         "checkpoint.every_steps": "save_steps save_freq save_interval saves_per_epoch",

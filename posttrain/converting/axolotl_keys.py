@@ -44,6 +44,7 @@ AXOLOTL: dict[str, Entry] = {
             "bf16",
             "fp16",
             "gradient_checkpointing",
+            "activation_offloading",
             "deepspeed",
             "fsdp",
             "fsdp_config",
@@ -129,7 +130,7 @@ AXOLOTL: dict[str, Entry] = {
                 "liger_rms_norm_gated cut_cross_entropy chunked_cross_entropy chunked_cross_entropy_num_chunks "
                 "lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel use_kernels fused_attn_kernel "
                 "gemma4_hybrid_attn_impl experts_implementation use_scattermoe use_sonicmoe use_dsv4_kernels "
-                "use_glm_dsa_kernels gradient_checkpointing_kwargs activation_offloading layer_offloading "
+                "use_glm_dsa_kernels gradient_checkpointing_kwargs layer_offloading "
                 "torch_empty_cache_steps gc_steps low_cpu_mem_usage large_head_attention sdpa_varlen scaling_softmax "
                 "experimental_skip_move_to_device llama4_linearized_experts dsv4_fp4_grouped_mode bfloat16_full_eval "
                 "tiled_mlp tiled_mlp_num_shards use_cut_cross_entropy dpo_use_liger_kernel flash_attn_d512 "

@@ -50,6 +50,11 @@ def recomputed(value: Any) -> bool:
     return True if str(value).lower().startswith(("offload", "unsloth")) else truth(value)
 
 
+def moved(value: Any) -> bool:
+    """Axolotl's `legacy` and `disk` say by which code and where to."""
+    return True if str(value).lower() in ("legacy", "disk") else truth(value)
+
+
 TRAINING: dict[str, Entry] = table(
     {
         Joint("rows_per_step", "x the accumulation x the processes"): (
@@ -69,6 +74,7 @@ TRAINING: dict[str, Entry] = table(
         Joint("optimizer.clip_norm", "0 is null"): "max_grad_norm",
         Joint("compute.precision"): "bf16 fp16",
         Goes("compute.activation_checkpointing", recomputed): "gradient_checkpointing activation_checkpointing",
+        Goes("compute.offload_activations", moved): "activation_offloading",
         Joint("compute.offload", "where it moves weights off the card"): "deepspeed fsdp fsdp_config",
         Joint("checkpoint.every_steps", "a number of steps"): "save_steps",
         Joint("checkpoint.every_steps"): "save_strategy",
@@ -95,7 +101,7 @@ TRAINING: dict[str, Entry] = table(
         KERNELS: (
             "tf32 torch_compile torch_compile_backend torch_compile_mode use_liger_kernel liger_kernel_config "
             "attn_implementation gradient_checkpointing_kwargs activation_checkpointing_kwargs use_cache "
-            "torch_empty_cache_steps activation_offloading use_reentrant_gc half_precision_backend fp16_opt_level "
+            "torch_empty_cache_steps use_reentrant_gc half_precision_backend fp16_opt_level "
             "fp16_backend bf16_full_eval fp16_full_eval"
         ),
         WORKERS: (

@@ -101,6 +101,7 @@ class Situation:
             self.needs.role,
             self.arithmetic,
             compute.activation_checkpointing,
+            compute.offload_activations and self.card.device != "cpu",
             self.needs.entropy,
             "padded" if padded else "tree",
         )
@@ -263,6 +264,7 @@ def _moving(models: Models, where: Situation, traced: Pass, tokens: int, count: 
     kept = min(traced.kept, peak)
     once = ", gradients come as they go" if alone and kept < traced.kept else ""
     again = "layers' inputs, " if where.stage.compute.activation_checkpointing else ""
+    again += "most in the machine's memory; here " if where.ask.offloading else ""
     items = [
         Item("activations", int(kept), f"{again}{tokens:,} tokens x {traced.kept / tokens / 1e6:.3f} MB{once}"),
         Item("working space", int(peak - kept), "temporary tensors and a chunk of logits"),

@@ -114,6 +114,12 @@ def _checkpointing(models: Models, where: Situation, now: RankMemory) -> Iterato
         yield from _set(where, "compute.activation_checkpointing", True, "about a third more time")
 
 
+def _activations(models: Models, where: Situation, now: RankMemory) -> Iterator[_Knob]:
+    if where.card.device != "cpu" and not where.stage.compute.offload_activations:
+        cost = "activations travel to the machine's memory and back"
+        yield from _set(where, "compute.offload_activations", True, cost)
+
+
 def _cached(models: Models, where: Situation, now: RankMemory) -> Iterator[_Knob]:
     if where.needs.reference == "live" and where.needs.engine is None:
         yield from _set(where, "reference.kind", "cached", "the start's log-probs are computed once, and kept on disk")
@@ -175,7 +181,7 @@ def _shorter(models: Models, where: Situation, now: RankMemory) -> Iterator[_Kno
         length //= 2
 
 
-KNOBS = (_microbatch, _checkpointing, _cached, _engine, _sharded, _offloaded, _adapter, _shorter)
+KNOBS = (_microbatch, _checkpointing, _cached, _engine, _sharded, _activations, _offloaded, _adapter, _shorter)
 """In the order of what they cost: time first, then the network, then what is trained."""
 
 

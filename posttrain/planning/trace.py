@@ -34,6 +34,7 @@ from posttrain.data.trees import collate
 from posttrain.errors import ModelError
 from posttrain.models.tree.checkpointing import layers_of
 from posttrain.models.tree.logprobs import Policy
+from posttrain.models.tree.offloading import HostActivations
 from posttrain.models.tree.projection import chunk_rows
 from posttrain.planning.items import HEAP_BLOCK
 from posttrain.planning.skeleton import Role, build, countable, is_sparse, narrow_layers, shortened
@@ -58,6 +59,7 @@ class Ask:
     role: Role
     arithmetic: Arithmetic
     checkpointing: bool = False
+    offloading: bool = False
     entropy: bool = False
     route: Literal["tree", "padded"] = "tree"
 
@@ -130,7 +132,7 @@ class Tracer:
         """
         shape = tuple((len(t.prompt_ids), *((len(b.ids), b.loss_mask.sum()) for b in t.branches)) for t in trees)
         adapter = repr(ask.adapter and countable(ask.adapter))
-        key = (ask.arithmetic, ask.role, ask.checkpointing, ask.entropy, ask.route, adapter, shape)
+        key = (ask.arithmetic, ask.role, ask.checkpointing, ask.offloading, ask.entropy, ask.route, adapter, shape)
         if key not in self._known:
             if self.layers <= MORE:
                 self._known[key] = self._short(ask, trees, self.layers)
@@ -194,9 +196,19 @@ def _row(tokens: int, trained: int) -> TokenTree:
 def _policy(model: nn.Module, ask: Ask, sparse: bool) -> Policy:
     autocast = torch.bfloat16 if ask.arithmetic != "fp32" and not sparse else None
     policy = Policy(model, ask.route, autocast=autocast, activation_checkpointing=ask.checkpointing)
+    if ask.offloading:
+        policy.activations = HostActivations(model, policy.device, away=_forgotten, back=_empty, least=1)
     # What a card's fused kernels keep, too: query, key, value, output, and a sum for each query.
     policy.backend = "kernel"
     return policy
+
+
+def _forgotten(bytes_n: Tensor) -> None:
+    """`offloading.Away` where bytes have no values: off the card they are no memory of it."""
+
+
+def _empty(kept: None, part: slice, device: torch.device) -> Tensor:
+    return torch.empty(part.stop - part.start, dtype=torch.uint8, device=device)
 
 
 def _values(policy: Policy, batch: Batch, ask: Ask) -> Callable[[], Tensor]:

@@ -16,7 +16,15 @@ from typing import Any
 WITHOUT_EFFECT = ("name", "starts_from", "log", "modules", "checkpoint", "preflight", "audit", "alarms")
 """Keys of a stage that change what is written or shown, not the weights; what a stage starts from counts by its
 weights, not by its name."""
-COMPUTE_WITHOUT_EFFECT = ("tokens_per_microbatch", "activation_checkpointing", "logprobs", "device", "mesh", "offload")
+COMPUTE_WITHOUT_EFFECT = (
+    "tokens_per_microbatch",
+    "activation_checkpointing",
+    "offload_activations",
+    "logprobs",
+    "device",
+    "mesh",
+    "offload",
+)
 """How the same numbers are computed: a run that was moved to a machine with less memory need not begin anew."""
 EXPORT_WITHOUT_EFFECT = ("save",)
 """Whether there is a folder at all: a stage that is done and has none is run again where one is asked for."""

@@ -178,6 +178,19 @@ class PendingSave:
         self._info = info
         self._started = started
 
+    def said(self) -> list[int]:
+        """The greedy text of the fresh process, once it has answered.
+
+        Raises:
+            ExportError: it could not load the folder.
+        """
+        answer, _ = self._answer()
+        return list(answer["greedy"])
+
+    def expect(self, expected: Expected) -> None:
+        """In the place of what the save was begun with, for who has to hear `said` first."""
+        self._expected = expected
+
     def wait(self) -> ExportReport:
         """Block until the folder has been read back, then give it its name.
 

@@ -5,7 +5,8 @@
 
 A model that each rank holds whole is rank 0's to save. One that ranks share is written tensor by tensor, as all gather
 it, and asked layer by layer what the fresh process has to answer: no rank holds more than one tensor, or one layer, of
-it. The fresh process of rank 0 does, as any other program that loads the folder.
+it. The fresh process of rank 0 does, as any other program that loads the folder. It speaks first: the ranks follow its
+greedy text in one pass, where a text of their own would gather every layer once for each token.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,18 @@ from posttrain.models.sharding.mesh import Sharding
 from posttrain.parallel.world import World, world
 from posttrain.runs.disk import writing
 
-SharedWriter = Callable[[Any, Any, Path, ExportSettings, ModelSource | None, Sharding], Expected]
+
+@dataclass(frozen=True, slots=True)
+class SharedFiles:
+    """Files of a model that ranks share, and what is to be asked of both sides."""
+
+    request: dict[str, Any]
+    """For the fresh process."""
+    expected: Callable[[list[int]], Expected]
+    """What it must answer, by the model in memory, which is given the greedy text that the process said. Collective."""
+
+
+SharedWriter = Callable[[Any, Any, Path, ExportSettings, ModelSource | None, Sharding], SharedFiles]
 """`export_files.Writer` of a model that ranks share: called on all of them, and rank 0 alone writes."""
 OTHER_DEVICE = 1e-3
 """Of the largest logit: by how much a card may differ from the CPU of the fresh process; a lost weight moves more."""
@@ -108,18 +121,30 @@ def _begin(
     pending: PendingSave | None = None
     try:
         adapter_only = isinstance(model, PeftModel) and not settings.merge
-        expected = write(model, tokenizer, temporary, settings, base if adapter_only else None, sharding)
+        written = write(model, tokenizer, temporary, settings, base if adapter_only else None, sharding)
         info = manifest_info(model, settings, adapter_only, base)
         plain = model.get_base_model() if isinstance(model, PeftModel) else model
         with here.together("reading the model back"):
             if here.is_main:
                 code = ran_own_code(plain, tokenizer)
-                pending = begin_reading_back(PendingSave, folder, temporary, expected, info, started, model_code=code)
+                unknown = Expected(np.zeros(0), [], [], [], 0.0, 0.0, written.request)
+                pending = begin_reading_back(PendingSave, folder, temporary, unknown, info, started, model_code=code)
+        # Waited for here, and not when the save is: the model may train on meanwhile.
+        expected = written.expected(here.agreed(lambda: _said(pending)))
+        if pending is not None:
+            pending.expect(expected)
         return SharedSave(folder, pending, here)
     except BaseException:  # an interrupt too: nobody else knows of this folder yet
+        if pending is not None:
+            pending.discard()
         if here.is_main:
             shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _said(pending: PendingSave | None) -> list[int]:
+    assert pending is not None
+    return pending.said()
 
 
 class SharedSave:
@@ -154,7 +179,7 @@ def write_model_in_parts(
     settings: ExportSettings,
     adapter_base: ModelSource | None,
     sharding: Sharding,
-) -> Expected:
+) -> SharedFiles:
     """The files of a causal LM that ranks share; see `SharedWriter`. The fresh process is asked as by `write_model`,
     and for the checksums of whole weights."""
     here, stop_ids = world(), stop_ids_of(settings, tokenizer)
@@ -162,31 +187,42 @@ def write_model_in_parts(
     row = [*probe_ids, *spread_ids(model.get_input_embeddings().weight.shape[0])]
     checksums: dict[str, int] = {}
     with quiet(), eval_mode(model):
-        source = computing(twin(model, same), sharding)
-        logits = readback.probe_logits(asked(source), row)
-        greedy, margins = readback.greedy_ids(asked(source), probe_ids, stop_ids, settings.new_tokens)
-        scale = float(np.abs(logits).max())
-        tolerance = 1e-4 + (1e-5 if source.device.type == "cpu" else OTHER_DEVICE) * scale
-        saved, rounding = source, 0.0
+        source = saved = computing(twin(model, same))
         if isinstance(model, PeftModel) and not settings.merge:
             write_adapter_in_parts(model, folder, adapter_base, settings, here)
         else:
             saved = to_save(model, settings, sharding, source)
-            if saved is not source and saved.dtype not in (torch.float32, torch.float64):
-                # In a narrow dtype the file is compared with the rounded weights, as `write_model` does.
-                rounded = readback.probe_logits(asked(saved), row)
-                rounding, logits = float(np.abs(rounded - logits).max()), rounded
-                greedy, margins = readback.greedy_ids(asked(saved), probe_ids, stop_ids, settings.new_tokens)
             checksums = write_weights(saved, folder, settings.max_shard_size, here)
     with here.together("writing the model's folder"), writing(folder):
         if here.is_main:
             write_beside_weights(folder, tokenizer, settings)
+
+    def expected(said: list[int]) -> Expected:
+        # A pass sends the whole model around, layer by layer: so both rows in one, and no text token by token.
+        rows, rounding = [row, [*probe_ids, *said]], 0.0
+        logits, text = _answers(source, rows)
+        scale = float(np.abs(logits).max())
+        if saved is not source and saved.dtype not in (torch.float32, torch.float64):
+            # In a narrow dtype the file is compared with the rounded weights, as `write_model` does.
+            exact = logits
+            logits, text = _answers(computing(saved), rows)
+            rounding = float(np.abs(logits - exact).max())
+        tolerance = 1e-4 + (1e-5 if source.device.type == "cpu" else OTHER_DEVICE) * scale
+        greedy, margins = readback.followed(text, said, stop_ids, settings.new_tokens)
+        return Expected(logits, greedy, margins, probe_ids, tolerance, rounding, request)
+
     request = {**probe_request(settings, tokenizer, row, saved.dtype), "checksums": checksums}
-    return Expected(logits, greedy, margins, probe_ids, tolerance, rounding, request)
+    return SharedFiles(request, expected)
+
+
+def _answers(model: Any, rows: list[list[int]]) -> list[np.ndarray]:
+    """`readback.rows_logits` of a `computing` model. Collective."""
+    with quiet():
+        return readback.rows_logits(asked(model), rows)
 
 
 def to_save(model: Any, settings: ExportSettings, sharding: Sharding, source: Any) -> Any:
-    """The plain model whose weights are written, ready to be asked; `source` where it is that."""
+    """The plain model whose weights are written, parked; `source` where it is that."""
     target = settings.dtype or model.dtype
     if target == model.dtype and not isinstance(model, PeftModel):
         return source
@@ -196,7 +232,7 @@ def to_save(model: Any, settings: ExportSettings, sharding: Sharding, source: An
 
     # Rounded last: a delta of LoRA is often smaller than half a step of bf16, and would vanish if it were added there.
     plain = folded_in_parts(model, sharding) if isinstance(model, PeftModel) else model
-    return computing(twin(plain, rounded if target != model.dtype else same), sharding)
+    return twin(plain, rounded if target != model.dtype else same)
 
 
 def write_adapter_in_parts(

@@ -152,11 +152,20 @@ def row_scores(model: Any, rows: list[list[int]], pad_id: int | None) -> Any:
 
 def probe_logits(model: Any, row: list[int]) -> Any:
     """Logits at every token of one row, virtual tokens before it included: numpy [P + len(row), V], fp32."""
+    return rows_logits(model, [row])[0]
+
+
+def rows_logits(model: Any, rows: list[list[int]]) -> list[Any]:
+    """The same of several rows in one pass: for each, numpy [P + len(row), V], fp32."""
     import torch
 
+    # On the right, and no mask says so: a causal model reads nothing there.
+    longest = max(len(row) for row in rows)
+    ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.device)
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits[0]
-    return logits.float().cpu().numpy()
+        logits = model(input_ids=ids, use_cache=False).logits
+    virtual = logits.shape[1] - longest
+    return [own[: virtual + len(row)].float().cpu().numpy() for own, row in zip(logits, rows, strict=True)]
 
 
 def greedy_ids(model: Any, prompt: list[int], stop_ids: list[int], new_tokens: int) -> tuple[list[int], list[float]]:
@@ -182,6 +191,28 @@ def greedy_ids(model: Any, prompt: list[int], stop_ids: list[int], new_tokens: i
     )
     best_two = [scores[0].float().topk(2).values for scores in out.scores]
     return out.sequences[0, len(prompt) :].tolist(), [float(pair[0] - pair[1]) for pair in best_two]
+
+
+def followed(logits: Any, said: list[int], stop_ids: list[int], new_tokens: int) -> tuple[list[int], list[float]]:
+    """`greedy_ids` of a model by one pass over the prompt and what another one says after it.
+
+    As long as the most likely token is the one that was said, the next position is read as generating would read it:
+    by induction the two greedy texts are equal, or part at the first difference, and only so far do they say anything.
+
+    Args:
+        logits: [P + len(prompt + said), V], of the prompt and all of `said`.
+    """
+    import numpy as np
+
+    ids: list[int] = []
+    margins: list[float] = []
+    for at in logits[-1 - len(said) :][:new_tokens]:
+        second, first = np.partition(at, -2)[-2:]
+        ids.append(int(at.argmax()))
+        margins.append(float(first - second))
+        if ids[-1] in stop_ids:
+            break
+    return ids, margins
 
 
 def tokenizer_ids(tokenizer: Any, text: str) -> list[int]:

@@ -37,6 +37,7 @@ from posttrain.models.folders.export_files import (
 from posttrain.models.folders.export_files import write_adapter as write_adapter_files
 from posttrain.models.folders.export_shared import (
     OTHER_DEVICE,
+    SharedFiles,
     SharedSave,
     begin_shared_save,
     to_save,
@@ -136,7 +137,7 @@ def _write_in_parts(
     settings: ExportSettings,
     adapter_base: ModelSource | None,
     sharding: Sharding,
-) -> Expected:
+) -> SharedFiles:
     """The same of a reward model that ranks share; see `export_shared.SharedWriter`."""
     here, rounding, checksums = world(), 0.0, {}
     with quiet(), eval_mode(model):
@@ -160,7 +161,8 @@ def _write_in_parts(
         if source.device.type == "cpu"
         else max(expected.tolerance, OTHER_DEVICE * (1 + float(np.abs(scores).max())))
     )
-    return replace(expected, tolerance=tolerance, request={**expected.request, "checksums": checksums})
+    expected = replace(expected, tolerance=tolerance, request={**expected.request, "checksums": checksums})
+    return SharedFiles(expected.request, lambda said: expected)  # a reward model says nothing
 
 
 def _write_beside(folder: Path, tokenizer: Any, settings: ExportSettings, told: _Told) -> None:

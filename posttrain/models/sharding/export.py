@@ -1,6 +1,6 @@
 """A model that ranks share, as a folder of whole weights: asked and written without a process that holds all of it.
 
-    source = computing(twin(policy.model, same), sharding)      # answers like a plain model, layer by layer
+    source = computing(twin(policy.model, same))                # answers like a plain model, layer by layer
     checksums = write_weights(source, folder, "5GB", here)      # rank 0 writes what all gather, tensor by tensor
 
 Everything here is collective. An error of rank 0's disk is raised by all ranks, after the last tensor.
@@ -8,7 +8,7 @@ Everything here is collective. An error of rank 0's disk is raised by all ranks,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,8 @@ from posttrain.models.adapters.folding import record_tying
 from posttrain.models.adapters.kinds import ADAPTER_PARTS
 from posttrain.models.folders.shard_files import ShardWriter
 from posttrain.models.sharding.copies import twin
-from posttrain.models.sharding.mesh import Sharding
 from posttrain.models.sharding.shards import whole
-from posttrain.models.sharding.wrap import reshard, shard_model
+from posttrain.models.sharding.wrap import own_layers, parameter_slots, reshard
 from posttrain.models.tree.checkpointing import layers_of
 from posttrain.parallel.world import World
 from posttrain.runs.disk import writing
@@ -41,24 +40,42 @@ def same(parameter: Tensor) -> Tensor:
     return parameter
 
 
-def computing(model: Any, sharding: Sharding) -> Any:
+def computing(model: Any) -> Any:
     """A parked model that can answer without `TreeModel` around it: in place, and given back. See `asked`.
 
     Each rank has to ask it the same. A layer is whole while it computes, and so are the embeddings and the head, which
-    are the largest tensors; whatever else there is, tied ends among it, from the first call to the next `reshard`.
+    are the largest tensors; whatever else there is, tied ends among it, while the model is called. Not by FSDP2, whose
+    gathering holds a layer three times on gloo, as it is sent, as it is received, and as it computes.
     """
     root = asked(model)
-    # `TreeModel` keeps both ends in the root, since its chunked projection reads the head outside of a call.
     ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None]
-    shard_model(root, [*layers_of(root), *ends], sharding)
-    # `generate` then goes on until all ranks have ended: they gather each layer together.
-    root._is_fsdp_managed_module = True
+    units = own_layers(root, [*layers_of(root), *ends])
+    inside = {id(parameter) for unit in units for parameter in unit.parameters()}
+    for unit in units:
+        _whole_while_called(unit, list(parameter_slots(unit)))
+    _whole_while_called(root, [slot for slot in parameter_slots(root) if id(slot[2]) not in inside])
     return model.eval()
+
+
+def _whole_while_called(module: nn.Module, slots: Sequence[tuple[nn.Module, str, nn.Parameter]]) -> None:
+    def gather(*_: Any) -> None:
+        made: dict[int, nn.Parameter] = {}
+        for holder, name, shard in slots:
+            if id(shard) not in made:
+                made[id(shard)] = nn.Parameter(whole(shard), requires_grad=False)
+            holder._parameters[name] = made[id(shard)]
+
+    def free(*_: Any) -> None:
+        for holder, name, shard in slots:
+            holder._parameters[name] = shard
+
+    module.register_forward_pre_hook(gather)
+    module.register_forward_hook(free, always_call=True)
 
 
 def asked(model: Any) -> Any:
     """Who answers for a `computing` model: the base in its adapter, whose wrapper may call past the hooks that gather
-    weights (AdaLoRA's does), unless the wrapper itself adds virtual tokens. It is called once before it generates."""
+    weights (AdaLoRA's does), unless the wrapper itself adds virtual tokens."""
     is_plain = not isinstance(model, PeftModel) or model.active_peft_config.is_prompt_learning
     return model if is_plain else model.get_base_model()
 

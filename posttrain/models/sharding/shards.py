@@ -42,7 +42,26 @@ def placed(local: Tensor, like: Tensor, sharding: Sharding) -> DTensor:
 def whole(tensor: Tensor) -> Tensor:
     """The whole tensor, without its gradient's history."""
     own = tensor.detach()
-    return own.full_tensor() if isinstance(own, DTensor) else own
+    if not isinstance(own, DTensor):
+        return own
+    by_rows = own.placements[-1] == Shard(0) and all(place.is_replicate() for place in own.placements[:-1])
+    return _by_rows(own) if by_rows and own.to_local().device.type == "cpu" else own.full_tensor()
+
+
+@torch.no_grad()
+def _by_rows(own: DTensor) -> Tensor:
+    """Each rank sends its rows into their place. gloo's gathering takes a second buffer as large as the whole tensor,
+    which of an embedding is more memory than a layer."""
+    mesh, last, rows = own.device_mesh, own.device_mesh.ndim - 1, own.to_local()
+    out = torch.empty(own.shape, dtype=own.dtype)
+    for rank in range(mesh.size(last)):
+        part = out[local_rows(out.shape[0], rank, mesh.size(last))]
+        if part.numel():
+            if rank == mesh.get_local_rank(last):
+                part.copy_(rows)
+            # As bytes, since gloo does not know every dtype.
+            dist.broadcast(part.view(-1).view(torch.uint8), group=mesh.get_group(last), group_src=rank)
+    return out
 
 
 @torch.no_grad()

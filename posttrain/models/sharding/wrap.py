@@ -51,7 +51,7 @@ def park(model: nn.Module, sharding: Sharding) -> None:
     an adapter and be copied, as a plain one.
     """
     made: dict[int, nn.Parameter] = {}
-    for module, name, parameter in _slots(model):
+    for module, name, parameter in parameter_slots(model):
         if parameter.ndim and not isinstance(parameter, DTensor):
             if id(parameter) not in made:
                 made[id(parameter)] = nn.Parameter(cut(parameter, sharding), requires_grad=parameter.requires_grad)
@@ -77,7 +77,7 @@ def shard_model(root: nn.Module, layers: Sequence[nn.Module], sharding: Sharding
     if sharding.gather is not None:
         narrow = MixedPrecisionPolicy(sharding.gather, torch.float32, cast_forward_inputs=False)
     shard = partial(fully_shard, mesh=sharding.mesh, offload_policy=policy, ignored_params=scalars)
-    chosen = _own_layers(root, layers)
+    chosen = own_layers(root, layers)
     for layer in chosen:
         # Autocast leaves what is multiplied entry by entry as it is kept: a norm in bf16 would have other weights.
         if narrow is not as_kept and (entrywise := _entrywise(layer)):
@@ -126,7 +126,7 @@ def _groups(model: nn.Module) -> Iterator[FSDPModule]:
     return (module for module in model.modules() if isinstance(module, FSDPModule))
 
 
-def _slots(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+def parameter_slots(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
     """Every place that holds a parameter; a tied one has several."""
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):
@@ -147,11 +147,11 @@ def _frozen_scalars(root: nn.Module) -> set[nn.Parameter]:
     return scalars
 
 
-def _own_layers(root: nn.Module, layers: Sequence[nn.Module]) -> list[nn.Module]:
+def own_layers(root: nn.Module, layers: Sequence[nn.Module]) -> list[nn.Module]:
     """The layers whose parameters nobody else holds: FSDP2 refuses a parameter that two groups gather."""
     holders: dict[int, set[int]] = {}
     inside = {id(part): index for index, layer in enumerate(layers) for part in layer.modules()}
-    for module, _, parameter in _slots(root):
+    for module, _, parameter in parameter_slots(root):
         holders.setdefault(id(parameter), set()).add(inside.get(id(module), -1))
     return [layer for layer in layers if all(len(holders[id(p)]) == 1 for p in layer.parameters())]
 
@@ -161,7 +161,7 @@ def _unpark(root: nn.Module) -> dict[tuple[int, str], Tensor]:
     its place."""
     shells: dict[int, nn.Parameter] = {}
     parked: dict[tuple[int, str], Tensor] = {}
-    for module, name, parameter in _slots(root):
+    for module, name, parameter in parameter_slots(root):
         if isinstance(parameter, DTensor):
             if id(parameter) not in shells:
                 shell = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
@@ -177,7 +177,7 @@ def _unpark(root: nn.Module) -> dict[tuple[int, str], Tensor]:
 def _fill(root: nn.Module, parked: dict[tuple[int, str], Tensor], sharding: Sharding) -> None:
     """The shards that FSDP2 made of empty parameters get what was parked in their places."""
     filled: dict[int, nn.Parameter] = {}
-    for module, name, parameter in _slots(root):
+    for module, name, parameter in parameter_slots(root):
         if (id(module), name) not in parked:
             continue
         if id(parameter) not in filled:

@@ -65,6 +65,7 @@ class ScoreModel(TreeModel):
         autocast: torch.dtype | None = None,
         dropout: bool = False,
         activation_checkpointing: bool = False,
+        offload_activations: bool = False,
         sharding: Sharding | None = None,
     ):
         super().__init__(
@@ -73,6 +74,7 @@ class ScoreModel(TreeModel):
             autocast=autocast,
             dropout=dropout,
             activation_checkpointing=activation_checkpointing,
+            offload_activations=offload_activations,
             sharding=sharding,
         )
         if not is_reward_model(model):

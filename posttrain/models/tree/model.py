@@ -39,6 +39,7 @@ from posttrain.models.tree.backbone import backbone
 from posttrain.models.tree.checkpointing import checkpointed_layers, layers_of, layers_to_checkpoint
 from posttrain.models.tree.every_token import count_every_token
 from posttrain.models.tree.fused import fused_blocks
+from posttrain.models.tree.offloading import HostActivations
 from posttrain.models.tree.paths import Paths
 from posttrain.models.tree.provable import ProvableModel, Route
 from posttrain.models.tree.rope import forget_lengths, static_positions
@@ -61,6 +62,7 @@ class TreeModel(ProvableModel):
         autocast: the dtype of matrix multiplies (bf16 on hardware that gains from it), None for the weights' own.
         dropout: train with the model's and the adapter's dropout, in calls that record gradients.
         activation_checkpointing: compute each layer's activations again in the backward pass.
+        offload_activations: keep what the backward pass needs in the machine's memory; on a CPU it is there already.
         sharding: spread the weights over ranks; each rank has to make its model of the same ones. A model that was
             loaded in shards is spread as it was loaded without this.
     """
@@ -73,6 +75,7 @@ class TreeModel(ProvableModel):
         autocast: torch.dtype | None = None,
         dropout: bool = False,
         activation_checkpointing: bool = False,
+        offload_activations: bool = False,
         sharding: Sharding | None = None,
     ):
         checked_instance(
@@ -89,6 +92,9 @@ class TreeModel(ProvableModel):
         self._backends: dict[torch.dtype, str] = {}
         self.routers = Routers(model)
         self._layers = layers_to_checkpoint(model) if activation_checkpointing else ()
+        moves = offload_activations and self.device.type != "cpu"
+        self.activations = HostActivations(model, self.device) if moves else None
+        """Where they lie until the backward pass; None: where they were computed."""
         count_every_token(model)
         model.eval()  # `self.eval()` would end in `train` below, and do nothing
         if self.sharding is not None:
@@ -199,7 +205,8 @@ class TreeModel(ProvableModel):
             else nullcontext()
         )
         again = checkpointed_layers(self._layers, partial(self._again, noisy))
-        with self._modes(noisy), again, autocast:
+        away = self.activations.away() if self.activations is not None else nullcontext()
+        with self._modes(noisy), again, autocast, away:
             yield
 
     def _tree_hidden(self, batch: Batch) -> Tensor:

@@ -60,6 +60,10 @@ def spread_of(stage: TrainingStage, device: torch.device, progress: Progress) ->
     """
     if stage.compute.offload != "none" and device.type == "cpu":
         progress.say(f"compute.offload: {stage.compute.offload} moves nothing, for the model is on the CPU already")
+    if stage.compute.offload_activations and device.type == "cpu":
+        progress.say(
+            "compute.offload_activations moves nothing, for the activations are in the machine's memory already"
+        )
     sharding = sharding_of(stage.compute, device, autocast_of(stage.compute.precision, device))
     if sharding is not None and isinstance(stage.adapter, AdaLoRA):
         raise ConfigError(

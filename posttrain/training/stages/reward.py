@@ -81,6 +81,7 @@ def reward_policy(ctx: StageContext[Reward], inputs: RowInputs, device: torch.de
         autocast=autocast_of(stage.compute.precision, device),
         dropout=keeps_dropout(ctx, inputs, loaded),
         activation_checkpointing=stage.compute.activation_checkpointing,
+        offload_activations=stage.compute.offload_activations,
         sharding=loaded.sharding,
     )
 

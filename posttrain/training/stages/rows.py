@@ -66,6 +66,7 @@ def row_policy(ctx: StageContext[RowStage], inputs: RowInputs, device: torch.dev
         autocast=autocast_of(stage.compute.precision, device),
         dropout=keeps_dropout(ctx, inputs, loaded),
         activation_checkpointing=stage.compute.activation_checkpointing,
+        offload_activations=stage.compute.offload_activations,
         sharding=loaded.sharding,
     )
 

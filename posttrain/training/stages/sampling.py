@@ -73,6 +73,7 @@ def sampling_policy(ctx: Sampling, inputs: SamplingInputs, device: torch.device)
         loaded.model,
         autocast=autocast_of(stage.compute.precision, device),
         activation_checkpointing=stage.compute.activation_checkpointing,
+        offload_activations=stage.compute.offload_activations,
         sharding=loaded.sharding,
     )
 

@@ -550,6 +550,7 @@ def test_what_a_result_depends_on_changes_its_fingerprint(change: Mapping[str, A
         {"checkpoint": {"every_steps": 1}},
         {"alarms": {"on_critical": "stop"}},
         {"compute": {"tokens_per_microbatch": 128, "logprobs": "padded", "activation_checkpointing": True}},
+        {"compute": {"offload_activations": True}},
     ],
 )
 def test_what_has_no_effect_leaves_the_fingerprint(change: Mapping[str, Any]) -> None:

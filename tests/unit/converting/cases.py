@@ -64,8 +64,10 @@ AXOLOTL: list[Case] = [
     ("what is not here, and a key that nobody has", {**AX, "neftune_noise_alpha": 5, "lora_rr": 3}, 1, {},
      ("neftune_noise_alpha", "lora_rr")),
     ("half a table of groups", {**AX, "fsdp_config": {"offload_params": True}, "bf16": True, "weight_decay": 0.1,
-                                "optimizer": "adamw_bnb_8bit", "gradient_checkpointing": "offload"}, 1,
-     {"compute.offload": "all", "compute.precision": "bf16", "optimizer.weight_decay": 0.1,
+                                "optimizer": "adamw_bnb_8bit", "gradient_checkpointing": "offload",
+                                "activation_offloading": True}, 1,
+     {"compute.offload": "all", "compute.offload_activations": True,
+      "compute.precision": "bf16", "optimizer.weight_decay": 0.1,
       "compute.activation_checkpointing": True}, ("optimizer",)),
 ]  # fmt: skip
 
@@ -105,8 +107,10 @@ LLAMAFACTORY: list[Case] = [
 
 HF = {"model_name_or_path": "org/base", "dataset_name": "org/rows", "per_device_train_batch_size": 4}
 TRL: list[Case] = [
-    ("dpo: sums, a linear schedule, three epochs", {**HF, "f_divergence_type": "reverse_kl"}, 2,
-     {"method": "dpo", "beta": 0.1, "rows_per_step": 8, "learning_rate": 1e-6, "epochs": 3.0, "schedule.kind": "linear",
+    ("dpo: sums, a linear schedule, three epochs",
+     {**HF, "f_divergence_type": "reverse_kl", "activation_offloading": True}, 2,
+     {"method": "dpo", "compute.offload_activations": True,
+      "beta": 0.1, "rows_per_step": 8, "learning_rate": 1e-6, "epochs": 3.0, "schedule.kind": "linear",
       "schedule.warmup_ratio": 0, "max_length": 1024, "held_out": 0.0, "adapter": None}, ()),
     ("ipo is the mean per token here too", {**HF, "loss_type": "ipo", "precompute_ref_log_probs": True}, 1,
      {"method": "ipo", "beta": 0.1}, ()),

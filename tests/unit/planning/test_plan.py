@@ -106,6 +106,20 @@ def test_what_is_offloaded_is_not_on_the_card(models: Models) -> None:
     assert on_cpu["Adam moments"] == 8 * TOTAL
 
 
+def test_activations_that_are_offloaded_come_back_a_layer_at_a_time(models: Models) -> None:
+    def kept(card: Card = CARD, **compute: Any) -> tuple[int, int]:
+        found = items(models, sft(compute={**FP32, **compute}), card=card)
+        return found["activations"], found["activations"] + found["working space"]
+
+    there, at_once = kept()
+    away, later = kept(offload_activations=True)
+    again, layer_by_layer = kept(offload_activations=True, activation_checkpointing=True)
+    # Checkpointing also holds what layers are given beside their input, angles among it, which autograd does not see.
+    assert away < 0.1 * there and again < 0.1 * there and later < 0.5 * at_once and layer_by_layer < 0.5 * at_once
+    cpu = replace(CARD, device="cpu")
+    assert kept(cpu, offload_activations=True) == kept(cpu)
+
+
 def test_references_by_kind(models: Models) -> None:
     live = DPO(reference={"kind": "live"}, compute=FP32)
     assert items(models, live)["reference"] == 4 * TOTAL

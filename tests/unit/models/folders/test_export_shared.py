@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from posttrain.errors import ExportError, SourceError
+from posttrain.models.folders import readback
 from posttrain.models.folders.export_files import ExportSettings
 from posttrain.models.folders.loading import load
 from tests.families import family_model
 from tests.fixtures import byte_tokenizer
-from tests.rank_exports import Save, Saved, full, save, save_for_real, save_reward
+from tests.rank_exports import Save, Saved, full, held, save, save_for_real, save_reward
 from tests.ranks import ranks
 
 STATED = ("config.json", "generation_config.json", "tokenizer.json", "adapter_config.json", "posttrain_speech.json")
@@ -105,6 +107,42 @@ def test_a_narrow_dtype_is_rounded_last(tmp_path: Path, adapter: str | None) -> 
         Save(place, tmp_path / "alone", adapter, settings=narrow),
     )
     assert saved.report.rounding > 0
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_rank_holds_a_layer_at_a_time(tmp_path: Path, at_once: bool) -> None:
+    """A fault that gathers the whole model is planted, and seen."""
+    wide = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 6, "tie_word_embeddings": False}
+    place = start(tmp_path / "start", "llama", **wide)
+    for rank in ranks(2).run(held, Save(place, tmp_path / "shared"), at_once):
+        # A layer, or one of the others; and activations and logits of two rows, which here are little.
+        allowed = rank.layer + rank.others + 600_000
+        assert allowed < 0.5 * rank.model
+        assert (rank.peak > rank.model) if at_once else (rank.peak < allowed), rank
+
+
+@pytest.mark.parametrize("fault", ["another word", "cut short"])
+def test_a_text_that_the_model_would_not_say_is_no_save(tmp_path: Path, fault: str) -> None:
+    """The ranks follow the fresh process's text: what it says otherwise than they would is seen at its place."""
+    place = start(tmp_path / "start", "llama")
+    for error in ranks(2).outcomes(save, Save(place, tmp_path / "shared", fault=fault)):
+        assert isinstance(error, ExportError) and "it says something else than the model in memory" in str(error), error
+    assert not (tmp_path / "shared").exists()
+
+
+def test_a_text_is_followed_in_one_pass() -> None:
+    """As generating it gives it, beside a longer row; by hand where it parts, and where it stops."""
+    model, prompt = family_model("llama", vocab_size=90), [3, 1, 4, 1, 5]
+    said, margins = readback.greedy_ids(model, prompt, [], 6)
+    _, logits = readback.rows_logits(model, [list(range(40)), [*prompt, *said]])
+    ids, led = readback.followed(logits, said, [], 6)
+    assert ids == said and led == pytest.approx(margins, abs=1e-5)
+    # Three tokens; before each of two that were said, and after them, the most likely one is 2, 0, 1.
+    by_hand = np.array([[9.0, 0, 0], [0, 1, 4], [7, 2, 6], [0, 5, 3]])
+    assert readback.followed(by_hand, [2, 0], [], 9) == ([2, 0, 1], [3.0, 1.0, 2.0])
+    assert readback.followed(by_hand, [2, 1], [], 2) == ([2, 0], [3.0, 1.0])
+    assert readback.followed(by_hand, [2, 0], [0], 9) == ([2, 0], [3.0, 1.0])
+    assert readback.followed(by_hand, [], [], 9) == ([1], [2.0])
 
 
 def test_ranks_that_each_hold_the_model_save_it_once(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from posttrain.models.sharding.wrap import park
 from posttrain.models.tree.heads import ScoreModel, with_head
 from posttrain.models.tree.logprobs import Policy
 from posttrain.models.tree.model import TreeModel
+from posttrain.models.tree.offloading import HostActivations, to_host
 from posttrain.models.tree.value import ValueModel, value_head, value_model
 from posttrain.runs.progress import Progress
 from posttrain.training.optimizer import Optimizer
@@ -61,6 +62,7 @@ class Scene:
     autocast: torch.dtype | None = None
     gather: torch.dtype | None = None
     checkpointing: bool = False
+    offloaded: bool = False
     parked: bool = False
     odd: str | None = None
     """Something that models of `transformers` may have: a matrix that two layers `share`, or `experts` that are called
@@ -143,9 +145,27 @@ def tree_model(scene: Scene, spread: Sharding | None) -> TreeModel:
         park(model, spread)
         spread = spread if scene.replicate > 1 else None  # one mesh of all ranks is read off the weights
     kind: Callable[..., TreeModel] = {"policy": Policy, "score": ScoreModel, "value": ValueModel}[scene.kind]
-    return kind(
+    made = kind(
         model, scene.path, autocast=scene.autocast, activation_checkpointing=scene.checkpointing, sharding=spread
     )
+    if scene.offloaded:
+        made.activations = HostActivations(model, torch.device("cpu"), least=1)
+    return made
+
+
+def bytes_away(scene: Scene) -> int:
+    """What leaves the card in a pass over the same trees on each rank."""
+    sent: list[int] = []
+
+    def away(bytes_n: torch.Tensor) -> torch.Tensor:
+        sent.append(bytes_n.numel())
+        return to_host(bytes_n)
+
+    model = tree_model(scene, sharding(scene) if dist.is_initialized() else None)
+    values_of(model, TREES, scene.wants)  # the path is proven before it is measured
+    model.activations = HostActivations(model.model, torch.device("cpu"), away=away, least=1)
+    loss_of(model, TREES, scene.wants).backward()
+    return sum(sent)
 
 
 def values_of(model: TreeModel, trees: Sequence[TokenTree], wants: Wants) -> torch.Tensor:

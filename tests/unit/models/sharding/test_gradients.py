@@ -11,7 +11,7 @@ import torch
 from posttrain.types import Wants
 from tests.adapters import EVERY
 from tests.ranks import ranks
-from tests.unit.models.sharding.scenes import Answer, Scene, answer, chosen_by
+from tests.unit.models.sharding.scenes import Answer, Scene, answer, bytes_away, chosen_by
 
 TIED = {"tie_word_embeddings": True}
 NARROW = {"gemma2", "gemma3_text"}
@@ -27,6 +27,8 @@ SPREADS = {
     "padded": Scene(path="padded", shard=4),
     "rows": Scene(path="rows", shard=4),
     "checkpointed": Scene(checkpointing=True),
+    "offloaded": Scene(offloaded=True, adapter="lora"),
+    "offloaded, checkpointed": Scene(offloaded=True, checkpointing=True, parked=True),
     "checkpointed, padded": Scene(checkpointing=True, path="padded", replicate=2),
     "entropy": Scene(wants=Wants(temperature=0.7, entropy=True)),
     "a matrix of two layers": Scene(odd="share"),
@@ -58,6 +60,14 @@ def test_every_spread_gives_the_numbers_of_one_process(name: str) -> None:
     worst, alone = gap(SPREADS[name])
     assert worst < 1e-10
     assert alone.path == SPREADS[name].path
+
+
+def test_gathered_weights_do_not_move_with_activations() -> None:
+    """Of an adapter's base, whose gathered matrices are saved for the backward pass and are no parameters of before.
+    Norms do, which fused blocks detach: their vectors are far below what moves outside of tests."""
+    scene = Scene(adapter="lora")
+    alone, matrix = bytes_away(scene), 32 * 32 * 8
+    assert all(0 <= found - alone < matrix for found in ranks(2).run(bytes_away, scene))
 
 
 def test_the_tokens_of_some_ranks_miss_an_expert() -> None:
