@@ -90,7 +90,7 @@ class Ratings(Record):
 
     def _repr_html_(self) -> str:
         """The same for a notebook's cell, where a record of so many figures would be unreadable."""
-        return f"<pre>{escape(str(self))}</pre>"
+        return f"<pre style='font-family: monospace'>{escape(str(self))}</pre>"
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,8 @@ def test_ratings_show_intervals_and_no_markup_and_nothing_where_nothing_is_finit
     assert "length 0.730 (0.480 to 1.03)" in said and "58.0 to 71.0" in said and "−1.0 to 6.0" in said
     page = render(read_run(run))
     assert MARKUP not in page and "&lt;script&gt;alert(1)" in page
+    cell = rated(better, start, lost)._repr_html_()
+    assert MARKUP not in cell and "monospace" in cell and "1200 [1140, 1260]" in cell
     # The narrow page has no heads: each figure says what it is of.
     cells = re.findall(r"<td[^>]*>", page.partition('id="ratings"')[2].partition("</section>")[0])
     assert len(cells) == 15 and all("data-column=" in cell for cell in cells)
