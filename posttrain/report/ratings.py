@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from posttrain.report.numbers import count, interval, number
@@ -87,8 +86,7 @@ def _ranged(figure: Figure, unit: str = "") -> str:
 
 
 def _cell(column: str, figure: Figure | None, anchored: bool, unit: str = "") -> Cell:
-    # What is not finite was not measured, whoever wrote the file.
-    if figure is None or not math.isfinite(figure.value):
+    if figure is None:
         return Cell(column, "", "")
     # Ratings are shown to the point: their intervals are tens of points wide.
     value, low, high = figure.value, figure.low, figure.high
