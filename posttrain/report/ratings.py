@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from posttrain.report.numbers import count, interval, number
+from posttrain.report.numbers import MINUS, count, interval, number
 from posttrain.runs.read import RunContents
 from posttrain.runs.records.evaluation import Figure
 from posttrain.runs.records.ratings import RatedPolicy, Ratings
@@ -85,12 +85,16 @@ def _ranged(figure: Figure, unit: str = "") -> str:
     return number(figure.value, unit) + (f" ({ends})" if ends else "")
 
 
+def _points(rating: float) -> str:
+    return f"{rating:.0f}".replace("-", MINUS)
+
+
 def _cell(column: str, figure: Figure | None, anchored: bool, unit: str = "") -> Cell:
     if figure is None:
         return Cell(column, "", "")
     # Ratings are shown to the point: their intervals are tens of points wide.
     value, low, high = figure.value, figure.low, figure.high
     if unit == "":
-        ends = "" if anchored or low is None or high is None else f"{low:.0f} to {high:.0f}"
-        return Cell(column, f"{value:.0f}", ends)
+        ends = "" if anchored or low is None or high is None else f"{_points(low)} to {_points(high)}"
+        return Cell(column, _points(value), ends)
     return Cell(column, number(value, unit), interval(low, high, unit))

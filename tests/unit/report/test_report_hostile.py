@@ -31,11 +31,20 @@ def test_ratings_show_intervals_and_no_markup_and_nothing_where_nothing_is_finit
     run = write_fake_run(tmp_path / "run", Plan(steps=4, pairs=4, prompts=4, alarms=False, warn=False, dropped=False))
     start = RatedPolicy("start", Figure(1000.0, 1000.0, 1000.0, 60), None, None, None, 10.0, 60, 60)
     lost = RatedPolicy(MARKUP, Figure(NAN, NAN, NAN, 60), None, Figure(NAN), None, None, None, None)
-    better = RatedPolicy("dpo", Figure(1200.0, 1140.0, 1260.0, 60), None, Figure(0.8, 0.7, 0.9, 60), None, 1.0, 9, 9)
+    better = RatedPolicy(
+        "dpo",
+        Figure(1200.0, 1140.0, 1260.0, 60),
+        Figure(9.0, -159.0, 90.0, 60),
+        Figure(0.8, 0.7, 0.9, 60),
+        None,
+        1.0,
+        9,
+        9,
+    )
     write_json(run / "ratings.json", RunRatings({MARKUP: rated(better, start, lost)}).to_json())
     (view,) = ratings_view(read_run(run))
     first, anchor, last = view.rows
-    assert [cell.interval for cell in first.cells] == ["1140 to 1260", "", "70.0 to 90.0\u202f%", ""]
+    assert [cell.interval for cell in first.cells] == ["1140 to 1260", "−159 to 90", "70.0 to 90.0\u202f%", ""]
     assert (anchor.cells[0].value, anchor.cells[0].interval) == ("1000", "")
     assert {cell.value for cell in last.cells} == {""} and last.games == "–"
     said = " ".join(view.said)
