@@ -14,13 +14,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LINK = re.compile(r"(!?\[[^\]]*\])\(([^)\s]+)\)")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".sh": "bash", ".toml": "toml", ".json": "json"}
-FRONT = {"First hour": ("index.md", "first-steps.md"), "Tasks": ("tasks/*.md",), "From other tools": ("migrating.md",)}
-"""The first sections of the navigation; the table of README.md orders the rest."""
+FRONT = {
+    "First hour": ("index.md", "first-steps.md"),
+    "Tasks": ("tasks/index.md", "tasks/*.md"),
+    "From other tools": ("migrating.md",),
+}
+"""The first sections of the navigation; tasks/index.md orders its own, the table of README.md the rest."""
 GALLERY = {
     "name": "A model that gets a name",
     "length-bias": "The same pairs by two losses: siblings, compared",
@@ -55,7 +60,7 @@ def stage(folder: Path) -> None:
         inside = path.relative_to(ROOT / "docs")
         if path.suffix == ".md":
             waiting.append((path, inside))
-        elif path.suffix in (".svg", ".yaml"):
+        elif path.suffix in (".svg", ".yaml", ".css"):
             (folder / inside).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / inside)
     staged = {path.resolve(): inside for path, inside in waiting}
@@ -128,17 +133,25 @@ def settings(folder: Path) -> str:
 
     pages = {path.relative_to(folder / "docs").as_posix() for path in (folder / "docs").rglob("*.md")}
     inherit = os.path.relpath(ROOT / "mkdocs.yml", folder)
-    written = {"INHERIT": inherit, "docs_dir": "docs", "site_dir": "site", "nav": list(navigation(pages))}
+    written = {
+        "INHERIT": inherit,
+        "docs_dir": "docs",
+        "site_dir": "site",
+        "nav": list(navigation(pages)),
+        "not_in_nav": "repository/",
+    }
     return yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
 
 
 def navigation(pages: set[str]) -> Iterator[dict[str, list[str]]]:
-    """Sections with their pages; each page of docs/ is in one, also those that no table names."""
+    """Sections with their pages; each page of docs/ is in one, also those that no table names. Files of code are
+    reached by the links to them."""
     left = {page for page in pages if not page.startswith("repository/")}
+    tasks = re.findall(r"\(([\w-]+\.md)\)", (ROOT / "docs" / "tasks" / "index.md").read_text(encoding="utf-8"))
+    order = {f"tasks/{page}": place for place, page in enumerate(tasks)}
     for title, patterns in FRONT.items():
-        found = [page for pattern in patterns for page in sorted(left) if Path(page).match(pattern)]
-        # `index.md` of a folder is its section's own page.
-        found.sort(key=lambda page: (not page.endswith("index.md"), patterns_index(page, patterns)))
+        found = [page for page in sorted(left) if _place(page, patterns) < len(patterns)]
+        found.sort(key=lambda page: (_place(page, patterns), order.get(page, len(order))))
         if found:
             yield {title: found}
         left -= set(found)
@@ -151,11 +164,11 @@ def navigation(pages: set[str]) -> Iterator[dict[str, list[str]]]:
     shown = sorted(page for page in left if page.startswith("gallery/"))
     if shown:
         yield {"Gallery": shown}
-    yield {"Files": sorted(page for page in pages if page.startswith("repository/"))}
 
 
-def patterns_index(page: str, patterns: tuple[str, ...]) -> int:
-    return next(place for place, pattern in enumerate(patterns) if Path(page).match(pattern))
+def _place(page: str, patterns: tuple[str, ...]) -> int:
+    """The first pattern of the whole path; how many there are if none fits."""
+    return next((place for place, pattern in enumerate(patterns) if fnmatch(page, pattern)), len(patterns))
 
 
 # ---------------------------------------------------------------- the gallery

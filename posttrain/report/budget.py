@@ -212,7 +212,7 @@ def _chart(
         if curve.kind != "oracle":  # no way to an answer: it is a line to be measured by
             paths.append(Shape(dots(middle), colour, "main dot"))
         notes.append(Note(100 - 100 * middle[-1][1], number(own[-1][1].value, "share"), colour))
-        keys.append(Key(curve.name, colour, "held-out" if look == "held-out" else "line"))
+        keys.append(Key(curve.name, colour, {"main": "line", "rule": "dotted"}.get(look, "dashed")))
     said = "; ".join(
         f"{curve.name} " + ", ".join(f"{number(figure.value, 'share')} at {number(x)} {unit}" for x, figure in own)
         for curve, own in drawn

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from posttrain.intervals import quantile
@@ -230,25 +231,29 @@ def interval_chart(
     limit: how far from zero a change may go; both limits are ruled then, and the start's figure otherwise.
     chance: what guessing would give; it is ruled, and the rows are parts of one whole and not start and stages.
     """
-    bounds = [bound for _, score in scores for bound in (score.value, score.low, score.high) if bound is not None]
-    if limit is not None:
+    # Divergence makes figures that are not finite: they are named, and have no place.
+    bounds = [bound for _, score in scores for bound in _finite(score.value, score.low, score.high)]
+    if not bounds:
+        across, ruled = axis(0.0, 1.0), []
+    elif limit is not None:
         across = axis(min(-limit, *bounds), max(limit, *bounds), room=0.1)
         ruled = [-limit, 0.0, limit]
     else:
         # A share that can leave 0 to 1 is a change (of perplexity, say), and has no whole to be shown against.
         whole = unit == "share" and min(bounds) >= 0 and max(bounds) <= 1
         across = axis(0.0, 1.0) if whole else axis(min(bounds), max(bounds), room=0.1)
-        ruled = [chance] if chance is not None else [scores[0][1].value] if len(scores) > 1 else []
+        ruled = [chance] if chance is not None else _finite(scores[0][1].value) if len(scores) > 1 else []
     row = 1 / len(scores)
     paths, labels, notes = [], [], []
     for index, (label, score) in enumerate(scores):
         middle = 1 - (index + 0.5) * row
         # The first row is the start, and grey as everywhere; buckets of one whole have no start among them.
         colour = "ink-3" if index == 0 and chance is None else "accent"
-        if score.low is not None and score.high is not None:
-            ends = [(across.place(score.low), middle), (across.place(score.high), middle)]
+        if len(reach := _finite(score.low, score.high)) == 2:
+            ends = [(across.place(bound), middle) for bound in reach]
             paths.append(Shape(joined(ends), colour, "interval"))
-        paths.append(Shape(dots([(across.place(score.value), middle)]), colour, "figure"))
+        if _finite(score.value):
+            paths.append(Shape(dots([(across.place(score.value), middle)]), colour, "figure"))
         labels.append(Tick(100 * (index + 0.5) * row, label))
         notes.append(Note(100 * (index + 0.5) * row, number(score.value, unit), "ink"))
     said = "; ".join(
@@ -261,9 +266,13 @@ def interval_chart(
         unit=subtitle,
         said=f"{title}: {said}.",
         paths=paths,
-        x_ticks=x_axis_ticks(across, unit, aim=3),
+        x_ticks=x_axis_ticks(across, unit, aim=3) if bounds else [],
         y_ticks=labels,
         rules=[Rule(100 * across.place(value), True) for value in ruled],
         notes=notes,
         rows=len(scores),
     )
+
+
+def _finite(*values: float | None) -> list[float]:
+    return [value for value in values if value is not None and math.isfinite(value)]

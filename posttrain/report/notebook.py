@@ -15,7 +15,8 @@ from posttrain.report.panels import curve_charts, group_alarms
 from posttrain.runs.read import read_run
 
 MOST_CHARTS = 6
-ROW_PIXELS, CHART_PIXELS, CHARTS_A_ROW = 24, 250, 2
+MARGIN_PIXELS, ROW_PIXELS, CHART_PIXELS, CHARTS_A_ROW = 32, 26, 268, 2
+"""As the style sheet has them: a frame cannot grow with what is in it, and one that is too low cuts the last curves."""
 
 
 def stage_html(run_dir: Path, stage: str, facts: Sequence[tuple[str, str]]) -> str:
@@ -31,7 +32,7 @@ def stage_html(run_dir: Path, stage: str, facts: Sequence[tuple[str, str]]) -> s
     charts = [] if found is None else curve_charts(found, group_alarms(found))[0][:MOST_CHARTS]
     page = fragment("notebook.html.jinja", facts=facts, charts=charts).translate(UNSEEN)
     rows = -(-len(charts) // CHARTS_A_ROW)
-    height = 24 + ROW_PIXELS * len(facts) + CHART_PIXELS * rows
+    height = MARGIN_PIXELS + ROW_PIXELS * len(facts) + CHART_PIXELS * rows
     title = escape(f"{run_dir.name}: {stage}", quote=True)
     return (
         f'<iframe srcdoc="{escape(page, quote=True)}" sandbox="" title="{title}" '

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from posttrain.report.numbers import count, interval, number
+from posttrain.report.numbers import MINUS, count, interval, number
 from posttrain.runs.read import RunContents
 from posttrain.runs.records.evaluation import Figure
 from posttrain.runs.records.ratings import RatedPolicy, Ratings
@@ -14,6 +14,8 @@ from posttrain.runs.records.ratings import RatedPolicy, Ratings
 class Cell:
     """A figure and its interval as the page shows them; both empty where nothing was measured."""
 
+    column: str
+    """What it is a figure of, said again where the page is too narrow for heads."""
     value: str
     interval: str
 
@@ -46,15 +48,17 @@ def ratings_view(run: RunContents) -> list[RatedSuite]:
 
 def _suite(name: str, record: Ratings) -> RatedSuite:
     said = list(record.notes)
-    weights = [f"{one.feature} {number(one.weight.value)}" for one in record.style if one.weight is not None]
+    weights = [f"{one.feature} {_ranged(one.weight)}" for one in record.style if one.weight is not None]
     if weights:
         said.append(f"Log-odds of one typical difference in style: {', '.join(weights)}.")
     orders = record.orders
     if orders is not None and orders.agreement is not None:
         said.append(
-            f"Of {count(orders.comparisons)} comparisons in both orders, {number(orders.agreement.value, 'share')} "
+            f"Of {count(orders.comparisons)} comparisons in both orders, {_ranged(orders.agreement, 'share')} "
             "have the same outcome."
         )
+    if orders is not None and orders.lean is not None:
+        said.append(f"The answer that is shown first has {_ranged(orders.lean, 'share')} of a point more for it.")
     return RatedSuite(
         suite=name,
         anchor=record.anchor or "",
@@ -66,17 +70,31 @@ def _suite(name: str, record: Ratings) -> RatedSuite:
 
 def _row(policy: RatedPolicy, anchor: str | None) -> RatedRow:
     anchored = policy.policy == anchor
-    points = [_cell(figure, anchored) for figure in (policy.rating, policy.controlled)]
-    shares = [_cell(figure, False, "share") for figure in (policy.win_rate, policy.lc_win_rate)]
-    return RatedRow(policy.policy, [*points, *shares], count(policy.games))
+    cells = [
+        _cell("rating", policy.rating, anchored),
+        _cell("at equal style", policy.controlled, anchored),
+        _cell(f"wins over {anchor}", policy.win_rate, False, "share"),
+        _cell("at equal length", policy.lc_win_rate, False, "share"),
+    ]
+    return RatedRow(policy.policy, cells, count(policy.games))
 
 
-def _cell(figure: Figure | None, anchored: bool, unit: str = "") -> Cell:
+def _ranged(figure: Figure, unit: str = "") -> str:
+    """0.730 (0.480 to 1.03)"""
+    ends = interval(figure.low, figure.high, unit)
+    return number(figure.value, unit) + (f" ({ends})" if ends else "")
+
+
+def _points(rating: float) -> str:
+    return f"{rating:.0f}".replace("-", MINUS)
+
+
+def _cell(column: str, figure: Figure | None, anchored: bool, unit: str = "") -> Cell:
     if figure is None:
-        return Cell("", "")
+        return Cell(column, "", "")
     # Ratings are shown to the point: their intervals are tens of points wide.
     value, low, high = figure.value, figure.low, figure.high
     if unit == "":
-        ends = "" if anchored or low is None or high is None else f"{low:.0f} to {high:.0f}"
-        return Cell(f"{value:.0f}", ends)
-    return Cell(number(value, unit), interval(low, high, unit))
+        ends = "" if anchored or low is None or high is None else f"{_points(low)} to {_points(high)}"
+        return Cell(column, _points(value), ends)
+    return Cell(column, number(value, unit), interval(low, high, unit))

@@ -11,7 +11,7 @@ takes part in the choice when all of its seeds are done: the mean of those that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -19,6 +19,7 @@ from typing import Any
 
 from posttrain.intervals import Score, of_the_best, over_runs
 from posttrain.runs.folder import RunFolder
+from posttrain.runs.records.evaluation import Direction
 from posttrain.sweeps.figures import LOWER, By, shown_figures
 from posttrain.sweeps.record import DONE, FAILED, PAUSED, SweepRecord, SweepRun
 
@@ -34,9 +35,12 @@ class Measured:
     by_seed: Mapping[int, float]
 
     @classmethod
-    def of(cls, by_seed: Mapping[int, float]) -> Measured:
+    def of(cls, by_seed: Mapping[int, float], *, of_a_whole: bool = False) -> Measured:
+        """`of_a_whole`: the figure lies in [0, 1], and so does its interval: Student's does not know of it."""
         score = over_runs(list(by_seed.values()))
         low, high = (None, None) if score is None else (score.low, score.high)
+        if of_a_whole and low is not None and high is not None:
+            low, high = max(low, 0.0), min(high, 1.0)
         return cls(fmean(by_seed.values()), low, high, dict(by_seed))
 
 
@@ -121,11 +125,12 @@ def results(folder: Path, record: SweepRecord) -> Results:
     }
     groups = _groups(record.runs)
     lower = record.better == LOWER
-    best = None if by is None or record.better is None else _best(groups, by, folders, values[str(by)], lower)
+    wholes = {str(column) for column in columns if _is_of_a_whole(column, folders.values())}
+    best = None if by is None or record.better is None else _best(groups, by, folders, values[str(by)], lower, wholes)
     key = str(by) if by is not None else str(columns[0]) if columns else None
     reference = best.setting if best is not None else (next(iter(groups), None) if by is None else None)
     rows = [
-        _row(number, runs, values, key, [] if reference is None else groups[reference], record)
+        _row(number, runs, values, key, [] if reference is None else groups[reference], record, wholes)
         for number, runs in groups.items()
     ]
     told = [_column(column, [folders[run.folder] for run in done]) for column in columns]
@@ -147,6 +152,15 @@ def _column(column: By, runs: Sequence[RunFolder]) -> Column:
     return Column(str(column), f"{column.suite} ({how.title})", how.unit)
 
 
+def _is_of_a_whole(column: By, runs: Iterable[RunFolder]) -> bool:
+    """A share that is wanted high: accuracy, a win rate. Changes are shares too, but wanted low or still."""
+    having = [(value, run) for run in runs if (value := column.of(run)) is not None]
+    if not having or not all(0 <= value <= 1 for value, _ in having):
+        return False
+    how = column.meaning(having[0][1])
+    return how.unit == "share" and how.wanted is Direction.UP
+
+
 # ---------------------------------------------------------------- a row
 
 
@@ -157,8 +171,13 @@ def _row(
     key: str | None,
     reference: Sequence[SweepRun],
     record: SweepRecord,
+    wholes: Collection[str],
 ) -> Row:
-    figures = {name: Measured.of(by_seed) for name, found in values.items() if (by_seed := _by_seed(runs, found))}
+    figures = {
+        name: Measured.of(by_seed, of_a_whole=name in wholes)
+        for name, found in values.items()
+        if (by_seed := _by_seed(runs, found))
+    }
     against = None
     if key is not None and reference and reference[0].setting != runs[0].setting:
         theirs, own = _by_seed(reference, values[key]), _by_seed(runs, values[key])
@@ -199,11 +218,14 @@ def _best(
     folders: Mapping[str, RunFolder],
     values: Mapping[str, float],
     lower: bool,
+    wholes: Collection[str],
 ) -> Best | None:
     whole = {number: runs for number, runs in groups.items() if all(run.folder in values for run in runs)}
     if not whole:
         return None
-    measured = {number: Measured.of(_by_seed(runs, values)) for number, runs in whole.items()}
+    measured = {
+        number: Measured.of(_by_seed(runs, values), of_a_whole=str(by) in wholes) for number, runs in whole.items()
+    }
     sign = -1 if lower else 1
     chosen = max(measured, key=lambda number: (sign * measured[number].mean, -number))
     own = measured[chosen]

@@ -12,7 +12,9 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +256,8 @@ class Run:
         )
 
     def plot(self, metric: str = "loss") -> Any:
-        """A matplotlib figure of one metric over the steps, on what trains and on what is held out.
+        """A matplotlib figure of one metric over the steps, on what trains and on what is held out; a notebook's cell
+        that ends with it shows it.
 
         Raises:
             UnknownKeyError: the stage measured no such metric; the nearest is named.
@@ -285,6 +288,8 @@ class Run:
         axes.set(xlabel="step", ylabel=metric if known is None else f"{known.title} {known.unit and f'({known.unit})'}")
         axes.set_title(f"{self.folder.name}: {self.stage}")
         axes.legend()
+        # A figure without pyplot is shown as its name: a notebook knows how to draw only what that module made.
+        drawing._repr_png_ = partial(_png, drawing)
         return drawing
 
     # ------------------------------------------------------------ the model
@@ -325,6 +330,12 @@ class Run:
 
     def _repr_html_(self) -> str:
         return stage_html(self.folder, self.stage, self.summary().rows_of_text())
+
+
+def _png(drawing: Any) -> bytes:
+    file = BytesIO()
+    drawing.savefig(file, format="png")
+    return file.getvalue()
 
 
 def _last_step(lines: Sequence[MetricsLine]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 
 from posttrain.runs.records.base import Record, WholeFile
 from posttrain.runs.records.evaluation import Figure
@@ -86,6 +87,10 @@ class Ratings(Record):
     def __str__(self) -> str:
         """The tables for a terminal."""
         return "\n\n".join(part for part in (_table(self), _matrix(self), _remarks(self)) if part)
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook's cell, where a record of so many figures would be unreadable."""
+        return f"<pre style='font-family: monospace'>{escape(str(self))}</pre>"
 
 
 @dataclass(frozen=True, slots=True)

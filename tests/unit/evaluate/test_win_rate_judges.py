@@ -219,6 +219,7 @@ def test_by_rewards_every_policy_meets_every_other_and_the_report_shows_it(tmp_p
     assert contents.ratings == record
     (shown,) = ratings_view(contents)
     assert (shown.suite, shown.anchor, shown.rows[0].policy) == ("judged", "start", "dpo")
+    assert [cell.column for cell in shown.rows[0].cells][::3] == ["rating", "at equal length"]
     from posttrain.report.page import render
 
     page = render(contents)

@@ -17,7 +17,7 @@ from posttrain.runs.records.run import StageEntry
 from posttrain.sweeps.figures import By
 from posttrain.sweeps.page import write_page
 from posttrain.sweeps.record import DONE, FAILED, PAUSED, SweepRecord, SweepRun
-from posttrain.sweeps.results import Results, results
+from posttrain.sweeps.results import Measured, Results, results
 from posttrain.sweeps.table import text_of
 
 
@@ -103,6 +103,27 @@ def test_a_setting_that_lacks_a_seed_is_not_chosen(tmp_path: Path) -> None:
     assert "nothing was chosen" in found.best.said and found.best.expected is None
     assert found.rows[0].errors == {"lucky_seed-1": "no memory"} and "no memory" in text_of(found)
     assert "no memory" in write_page(tmp_path, found, record).read_text()
+
+
+def test_a_figure_that_is_not_finite_is_never_the_best(tmp_path: Path) -> None:
+    nan = float("nan")
+    for better in ("higher", "lower"):
+        found, record = made(tmp_path / better, {"lost": {0: [nan, 1.0]}, "well": {0: [1.0, 0.0]}}, better=better)
+        assert found.best is not None and found.best.settings == {"dpo.beta": "well"}
+        assert "the only setting" in found.best.said
+        assert "lost_seed-0" in write_page(tmp_path / better, found, record).read_text()
+    none, _ = made(tmp_path / "none", {"lost": {0: [nan]}})
+    assert none.best is None
+
+
+def test_the_interval_of_a_share_ends_at_none_and_all(tmp_path: Path) -> None:
+    # 0 and 0.25: Student's with one degree of freedom reaches from -1.46 to 1.71.
+    found, _ = made(tmp_path, {"a": {0: [0.0] * 4, 1: [0.0, 0, 0, 1]}})
+    figure = found.rows[0].figures["sums.accuracy"]
+    assert (figure.low, figure.high) == (0.0, 1.0) and found.best is not None and found.best.low == 0.0
+    # A change has no such ends, also where it happens to lie between them.
+    below = Measured.of({0: 0.0, 1: 0.25})
+    assert below.low is not None and below.low < -1
 
 
 def test_less_is_better_where_it_is_said_and_without_by_nothing_is_chosen(tmp_path: Path) -> None:

@@ -130,7 +130,9 @@ def test_a_notebook_shows_the_summary_with_its_text_escaped(run: Run) -> None:
 
 def test_curves_of_both_splits(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
-    axes = run.plot("loss").axes[0]
+    drawing = run.plot("loss")
+    assert drawing._repr_png_().startswith(b"\x89PNG"), "a notebook would show `<Figure size 700x400>`"
+    axes = drawing.axes[0]
     assert [line.get_label() for line in axes.lines] == ["train", "held-out"]
     assert [line.get_marker() for line in axes.lines] == ["None", "o"]
     assert axes.get_ylabel() == "Loss (nats)"
