@@ -188,7 +188,7 @@ def test_an_adapter_beside_its_base(adapter: Path, tmp_path: Path) -> None:
     exported = export_model(adapter, tmp_path / "my out", to="adapter")
     own, base = Own(exported.folder, torch.bfloat16), Own(load("embedded").source.folder, torch.bfloat16)
     moved = max(float((own.logprobs(ids) - base.logprobs(ids)).abs().max()) for ids in map(own.ids, QUESTIONS))
-    assert moved > 2.0  # else a server that forgets the adapter would pass
+    assert moved > 1.0  # else a server that forgets the adapter would pass
     with running(command_of(exported), tmp_path / "log") as url:
         gap, equal = held_against(url, "mine", own)
     assert gap < 0.3 and equal >= 1
