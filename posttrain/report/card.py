@@ -188,8 +188,8 @@ def _evaluation(found: Digest, stages: Sequence[Stage]) -> Iterator[str]:
         yield "No suite was asked: nothing is known of what this model answers.\n"
     held_out = [(stage, course) for stage in stages if (course := _held_out(stage))]
     for stage, lines in held_out:
-        rows = stage.about.data.held_out_rows if stage.about.data is not None else None
-        of = "" if not rows else f" ({count(rows)}; no interval is recorded)"
+        number_of = stage.about.data.held_out_rows if stage.about.data is not None else None
+        of = "" if not number_of else f" ({count(number_of)}; no interval is recorded)"
         yield f"Held-out rows of `{stage.name}`{of}: {lines}.\n"
 
 
