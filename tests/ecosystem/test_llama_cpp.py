@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from posttrain.models.folders import loading
+from posttrain.models.folders.exports import export_model
 from posttrain.models.folders.readback import probe_logits
 from posttrain.models.gguf.tokenizer import PROBES
 from posttrain.models.gguf.write import write_gguf
@@ -81,6 +83,32 @@ def test_the_embedded_model_says_the_same_in_llama_cpp(tmp_path: Path) -> None:
                 theirs = greedy_of(llama, row, 24, stops)
                 assert theirs == own_greedy(loaded.model, row, 24, stops) and theirs
         llama.close()
+
+
+def test_an_adapter_s_file_says_what_the_adapter_says(tmp_path: Path) -> None:
+    """`posttrain export ADAPTER OUT --to gguf` folds it in: llama.cpp then has the logits of base and adapter apart."""
+    start = loading.load("embedded")
+    torch.manual_seed(0)
+    config = LoraConfig(r=12, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    adapted = get_peft_model(start.model, config)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    adapted.peft_config["default"].base_model_name_or_path = str(start.source.folder)
+    adapted.save_pretrained(tmp_path / "adapter")
+    start.tokenizer.save_pretrained(tmp_path / "adapter")
+    export_model(tmp_path / "adapter", tmp_path / "out", to="gguf", dtype="f32")
+    llama, stops = opened(tmp_path / "out" / "model-f32.gguf"), set(start.speech.stop_ids)
+    for question in ("Who are you?", "What is 12 + 7?"):
+        turns = [{"role": "user", "content": question}]
+        prompt = start.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        row = start.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        apart = probe_logits(adapted, row)
+        with adapted.disable_adapter():
+            assert np.abs(probe_logits(adapted, row) - apart).max() > 1.0  # a file of the base alone would be seen
+        assert np.abs(logits_of(llama, row) - apart).max() < 5e-3
+        assert greedy_of(llama, row, 24, stops) == own_greedy(adapted, row, 24, stops)
+    llama.close()
 
 
 @pytest.mark.parametrize(("kind", "config"), [

@@ -8,6 +8,7 @@ Every form is read back and compared before it has its name.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 
 from posttrain.data.speech import Speech
 from posttrain.errors import ExportError
+from posttrain.models.adapters.facts import ADAPTER_CONFIG
 from posttrain.models.adapters.folding import merge_in_place
 from posttrain.models.folders.export import save_model
 from posttrain.models.folders.export_files import ExportSettings
@@ -29,6 +31,7 @@ from posttrain.models.gguf.tokenizer import vocabulary_of
 from posttrain.models.gguf.write import write_gguf
 from posttrain.models.reward.folders import require_policy
 from posttrain.runs.disk import writing
+from posttrain.runs.vllm_commands import Served, serve_adapter, serve_model
 from posttrain.sampling import SamplingDistribution
 
 Form = Literal["merged", "bf16", "adapter", "gguf"]
@@ -85,7 +88,10 @@ def export_model(
     lines = [str(report)]
     if report.rounding:
         lines.append(f"rounding moved a logit by up to {report.rounding:.1e}")
-    return Exported(out, tuple(lines), (vllm_command(out, loaded if to == "adapter" else None),))
+    served = _served(out, loaded, to)
+    if served.why_not is not None:
+        lines.append(served.why_not)
+    return Exported(out, tuple(lines), () if served.command is None else (served.command,))
 
 
 def _stored_dtype(source: ModelSource, otherwise: torch.dtype) -> torch.dtype:
@@ -127,7 +133,10 @@ def _gguf(loaded: LoadedModel, out: Path, dtype: str) -> Exported:
         lines.append(f"llama.cpp ends at two tokens, and the model at {len(stops)}: the Modelfile has all of them")
     if why is not None:
         lines.append(f"the Modelfile has no TEMPLATE: {why}")
-    commands = (f"ollama create mine -f {out / 'Modelfile'}", f"llama-server -m {out / name} --jinja")
+    commands = (
+        f"ollama create mine -f {shlex.quote(str(out / 'Modelfile'))}",
+        f"llama-server -m {shlex.quote(str(out / name))} --jinja",
+    )
     return Exported(out, tuple(lines), commands)
 
 
@@ -144,10 +153,10 @@ def _require_free(out: Path) -> None:
             )
 
 
-def vllm_command(folder: Path, adapter: LoadedModel | None = None) -> str:
-    """What serves a folder: its template, stops and proposed sampling are read from the folder itself."""
-    if adapter is None:
-        return f"vllm serve {folder}"
-    rank = max((config.r for config in adapter.model.peft_config.values() if hasattr(config, "r")), default=16)
-    base = adapter.base.loadable_name
-    return f"vllm serve {base} --enable-lora --max-lora-rank {max(8, rank)} --lora-modules mine={folder}"
+def _served(folder: Path, loaded: LoadedModel, to: Form) -> Served:
+    if to != "adapter":
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return Served(serve_model(str(folder), dtype=str(config.get("dtype"))))
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    base = loaded.base.loadable_name
+    return serve_adapter(base, str(folder), config, {path.name for path in folder.iterdir()})

@@ -7,6 +7,7 @@ of conversations exactly as the Jinja template does; else the Modelfile leaves T
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -129,8 +130,9 @@ def _without(text: str, start: str) -> str:
 
 
 def _go_text(text: str) -> str:
-    """A text inside a Go template: braces that would open an action are written as one."""
-    return text.replace("{{", '{{ "{{" }}')
+    """A text inside a Go template: braces that would open an action, by themselves or with the one that follows, are
+    written as one."""
+    return re.sub(r"\{{2,}|\{$", lambda braces: f'{{{{ "{braces[0]}" }}}}', text)
 
 
 def modelfile(
@@ -152,14 +154,18 @@ def modelfile(
     """
     lines = [f"FROM ./{file}"]
     found = turn_template(tokenizer, adds_bos=adds_bos)
+    if isinstance(found, TurnTemplate) and (unsaid := _unsayable(found.go())):
+        found = f"the template holds {unsaid}, which a Modelfile cannot hold"
     why = found if isinstance(found, str) else None
     if isinstance(found, TurnTemplate):
-        lines.append(f'TEMPLATE """{found.go()}"""')
+        lines.append(f"TEMPLATE {_quoted(found.go())}")
     else:
         lines.append(
             f"# No TEMPLATE: {why}. Ollama takes what it knows for the template in the file, or a bare prompt."
         )
-    lines += [f"PARAMETER stop {_quoted(text)}" for text in stop_texts if text]
+    for text in filter(None, stop_texts):
+        unsaid = _unsayable(text)
+        lines.append(f"# No stop {text!r}: it holds {unsaid}." if unsaid else f"PARAMETER stop {_quoted(text)}")
     names = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p"}
     # Ollama's own defaults (temperature 0.8, top_k 40, repeat_penalty 1.1) are another distribution than was trained.
     plain = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
@@ -170,5 +176,15 @@ def modelfile(
 
 
 def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
+    """A value of a Modelfile: between three quotes it may hold lines and quotes. No escape is read there: `\\n` would
+    stop at a backslash and an n."""
+    return f'"""{text}"""' if '"' in text or "\n" in text else f'"{text}"'
+
+
+def _unsayable(text: str) -> str | None:
+    """What of a text Ollama's reader of Modelfiles would lose, in words: a value ends at a line that ends in three
+    quotes, and characters that are not printed are passed over."""
+    if '"""\n' in text or text.endswith('"'):
+        return "quotes where a value would end"
+    lost = sorted({sign for sign in text if not sign.isprintable() and sign not in "\n\t"})
+    return f"the character {lost[0]!r}" if lost else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tools.dist import BESIDE, ROOT, look, package_data, package_files, unpacked
+from tools.dockerfile import faults
 
 
 @pytest.mark.skipif(
@@ -54,3 +55,33 @@ def test_the_container_copies_what_it_needs_and_no_more() -> None:
     copied = {word for line in text.splitlines() if line.startswith("COPY ") for word in line.split()[1:-1]}
     assert copied == allowed
     assert "USER 1000" in text and "torch==2.13.0" in text
+
+
+FAULTS = {
+    "DL3006": ("FROM python:3.12-slim-bookworm", "FROM python"),
+    "DL3007": ("python:3.12-slim-bookworm", "python:latest"),
+    "DL3008": ("# hadolint ignore=DL3008\n", ""),
+    "DL3009": ("    && rm -rf /var/lib/apt/lists/*", "    && true"),
+    "DL3014": (" --yes", ""),
+    "DL3015": (" --no-install-recommends", ""),
+    "DL3042": (" --no-cache-dir", ""),
+    "DL3013": (" --constraint constraints.txt", ""),
+    "DL3003": ("&& mkdir /workspace", "&& cd /workspace"),
+    "DL3004": ("&& mkdir /workspace", "&& sudo mkdir /workspace"),
+    "DL3002": ("USER 1000", "USER root"),
+    "DL3000": ("WORKDIR /src", "WORKDIR src"),
+    "DL3020": ("COPY posttrain", "ADD posttrain"),
+    "DL3025": ('ENTRYPOINT ["posttrain"]', "ENTRYPOINT posttrain"),
+    "DL4003": ('CMD ["--help"]', 'CMD ["--help"]\nCMD ["run"]'),
+    "DL1000": ("WORKDIR /src", "WORKDIRS /src"),
+    "SC2154": ("ARG EXTRAS=audit,rl,serve\n", ""),
+}
+"""Rule -> a change of our own Dockerfile that breaks it."""
+
+
+def test_the_dockerfile_breaks_no_rule_of_hadolint_s_and_each_rule_can_be_broken() -> None:
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    assert faults(text) == []
+    for rule, (good, bad) in FAULTS.items():
+        assert good in text, rule
+        assert any(line.startswith(rule) for line in faults(text.replace(good, bad))), rule

@@ -11,8 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from posttrain.errors import ExportError
-from posttrain.models.folders.exports import export_model, vllm_command
-from posttrain.models.folders.loading import load
+from posttrain.models.folders.exports import export_model
 from posttrain.models.gguf import write as module
 from posttrain.models.gguf.architectures import permuted
 from posttrain.models.gguf.modelfile import DIALOGUES, TurnTemplate, modelfile, turn_template
@@ -188,14 +187,47 @@ def test_a_template_that_does_more_is_left_out_with_its_reason() -> None:
         assert said is not None and why in said and 'TEMPLATE "' not in text and said in text, template
 
 
+def values_of(text: str) -> list[tuple[str, str]]:
+    """A Modelfile as Ollama reads it (`parser/parser.go`): a value that begins with one or three quotes goes on over
+    lines until one ends in as many; nothing in it is an escape, and what is not printed is passed over."""
+    found: list[tuple[str, str]] = []
+    lines = iter(text.splitlines(keepends=True))
+    for line in lines:
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, _, value = line.partition(" ")
+        if name == "PARAMETER":
+            name, _, value = value.partition(" ")
+        value = "".join(sign for sign in value if sign.isprintable() or sign in "\n\t").strip()
+        quotes = '"""' if value.startswith('"""') else '"' if value.startswith('"') else ""
+        while quotes and not (value.endswith(quotes) and len(value) >= 2 * len(quotes)):
+            value = (value + ("\n" if not value.endswith("\n") else "") + next(lines)).removesuffix("\n")
+        found.append((name, value[len(quotes) : len(value) - len(quotes)]))
+    return found
+
+
 def test_the_modelfile_says_stops_and_the_plain_distribution(tokenizer: Any) -> None:
+    stops = ['<|"end|>', "\n", "<|end|>", "a\\b"]
     text, _ = modelfile(
-        "m.gguf", tokenizer, adds_bos=False, stop_texts=['<|"end|>', "\n"], sampling={"top_p": 0.9}, context=64
+        "m.gguf", tokenizer, adds_bos=False, stop_texts=[*stops, "a\x07"], sampling={"top_p": 0.9}, context=64
     )
-    lines = text.splitlines()
-    assert lines[0] == "FROM ./m.gguf" and 'PARAMETER stop "<|\\"end|>"' in lines and 'PARAMETER stop "\\n"' in lines
-    for line in ("temperature 1.0", "top_p 0.9", "top_k 0", "min_p 0.0", "repeat_penalty 1.0", "num_ctx 64"):
-        assert f"PARAMETER {line}" in lines
+    read = values_of(text)
+    assert read[0] == ("FROM", "./m.gguf") and [value for name, value in read if name == "stop"] == stops
+    assert "# No stop 'a\\x07'" in text  # told, and not made another one in silence
+    found = turn_template(tokenizer, adds_bos=False)
+    assert isinstance(found, TurnTemplate) and ("TEMPLATE", found.go()) in read
+    for name, value in {
+        "temperature": "1.0", "top_p": "0.9", "top_k": "0", "min_p": "0.0", "repeat_penalty": "1.0", "num_ctx": "64"
+    }.items():  # fmt: skip
+        assert (name, value) in read
+
+
+def test_braces_of_a_template_open_nothing() -> None:
+    """A brace before the content would make `{{{ .Content }}`, which Go refuses."""
+    around = {"system": ("{", "}"), "user": ("<{{a}} {b", "{{{"), "assistant": ("", "")}
+    text = TurnTemplate(around, "{", "").go()
+    assert '{{ "{" }}{{ .Content }}}' in text and '<{{ "{{" }}a}} {b{{ .Content }}{{ "{{{" }}' in text
+    assert text.endswith('{{ "{" }}')
 
 
 # ---------------------------------------------------------------- exports
@@ -219,7 +251,6 @@ def test_a_folder_becomes_a_gguf_folder_that_replaces_itself_and_nothing_else(
         export_model(start, tmp_path / "other", to="gguf")
     with pytest.raises(ExportError, match="no adapter"):
         export_model(start, tmp_path / "a", to="adapter")
-    assert vllm_command(out) == f"vllm serve {out}"
 
 
 def test_whole_models_and_adapters_come_out_in_the_dtype_that_is_asked_for(
@@ -243,8 +274,7 @@ def test_whole_models_and_adapters_come_out_in_the_dtype_that_is_asked_for(
     folded = layer.base_layer.weight + layer.get_delta_weight("default")
     assert torch.equal(weights[name], folded.detach().to(torch.bfloat16))
     assert "rounding moved a logit" in exported.lines[1]
-    serving = vllm_command(tmp_path / "adapter", load(tmp_path / "adapter"))
-    assert serving.startswith(f"vllm serve {start.resolve()} --enable-lora --max-lora-rank 8 --lora-modules mine=")
+    assert exported.commands == (f"vllm serve {tmp_path}/whole",)  # bf16: what vLLM takes by itself
 
 
 def test_the_verb_refuses_what_would_be_ignored(tmp_path: Path) -> None:
