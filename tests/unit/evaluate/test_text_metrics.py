@@ -20,8 +20,9 @@ from posttrain.evaluate.metrics.metric import figures_of_parts
 from posttrain.evaluate.metrics.squad import SquadF1, exact_match, normalised, token_f1
 from posttrain.evaluate.runner import evaluate_suites
 from posttrain.evaluate.suites import load_suite
-from posttrain.evaluate.suites.references import ReferenceAnswers, references_of
+from posttrain.evaluate.suites.references import ReferenceAnswers, references_of, require_words
 from posttrain.runs.records.evaluation import AnswerLine
+from posttrain.types import RowRef
 from tests.fixtures import byte_tokenizer, tiny_model
 
 TOKENIZER = byte_tokenizer("CHATML")
@@ -83,6 +84,13 @@ def test_rouge_by_hand() -> None:
     assert found["rouge_l"] == found["rouge_1"]
     assert Rouge().parts("walked", ("walks",))["rouge_1"] == (0.0,)
     assert Rouge(stemmer=True).parts("walked", ("walks",))["rouge_1"] == (1.0,)
+
+
+def test_rouge_refuses_what_it_cannot_see() -> None:
+    require_words(["Zürich", "7", "the 猫"], RowRef("r.jsonl", 1))
+    for unseen in ("日本語の猫", "привет", "...", "é"):
+        with pytest.raises(RowError, match="every answer would score 0"):
+            require_words(["a cat", unseen], RowRef("r.jsonl", 1))
 
 
 def test_a_metric_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
