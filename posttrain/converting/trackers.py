@@ -50,7 +50,7 @@ def read_axolotl_trackers(draft: Draft) -> None:
     found: list[Tracker] = []
     mode = str(draft.get("wandb_mode", ONLINE))
     if mode != "disabled" and (draft.has("wandb_project") or draft.has("use_wandb")):
-        keys = ("wandb_project", "wandb_entity", "wandb_mode", "use_wandb")
+        keys: tuple[str, ...] = ("wandb_project", "wandb_entity", "wandb_mode", "use_wandb")
         settings = {"project": draft.get("wandb_project"), "entity": draft.get("wandb_entity")}
         found.append((_filled("wandb", **settings, mode="offline" if mode == "offline" else ONLINE), keys))
     if draft.has("mlflow_experiment_name") or draft.has("use_mlflow"):

@@ -98,7 +98,7 @@ def test_figures_that_their_suite_calls_shares_are_shown_as_shares(tmp_path: Pat
     run = RunFolder(tmp_path)
     run.write_run(stages=())
     run.start.write(SuiteScores({"tasks": {"arc_acc": Figure(0.5), "arc_odd": Figure(0.5)}}))
-    said = {"arc_acc": Meaning("arc acc", "share"), "arc_odd": Meaning("arc odd")}
+    said = {"arc_acc": Meaning("arc acc", "share"), "arc_odd": Meaning("arc odd", "points")}
     write_json(tmp_path / "start" / "evaluations" / "metrics.json", SuiteMeanings({"tasks": said}).to_json())
     lines = screen(final_table(run.evaluations(), shares=shares_of(run))).splitlines()
     assert [line.split()[-1] for line in lines[1:]] == ["%", "0.5"]
