@@ -86,11 +86,16 @@ def test_rouge_by_hand() -> None:
     assert Rouge(stemmer=True).parts("walked", ("walks",))["rouge_1"] == (1.0,)
 
 
-def test_rouge_refuses_what_it_cannot_see() -> None:
+def test_rouge_refuses_what_it_cannot_see(tmp_path: Path) -> None:
     require_words(["Zürich", "7", "the 猫"], RowRef("r.jsonl", 1))
     for unseen in ("日本語の猫", "привет", "...", "é"):
         with pytest.raises(RowError, match="every answer would score 0"):
             require_words(["a cat", unseen], RowRef("r.jsonl", 1))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "Say cat in Japanese.", "answer": "猫"}) + "\n", encoding="utf-8")
+    pytest.importorskip("rouge_score")
+    with pytest.raises(RowError, match="kind: chrf"):
+        load_suite(RougeSuite(name="rouge", kind="rouge", prompts=str(rows)))
 
 
 def test_a_metric_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
