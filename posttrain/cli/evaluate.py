@@ -61,7 +61,7 @@ def evaluate(
 
     # After the recipe: a mistake in it is shown without a wait for what only an evaluation needs.
     from posttrain.cli.progress import progress_on
-    from posttrain.cli.tables import final_table, paired_lines
+    from posttrain.cli.tables import final_table, paired_lines, shares_of
     from posttrain.cli.terminal import terminal
     from posttrain.report import write_report
     from posttrain.training.evaluating import evaluate_alone, label_of
@@ -79,7 +79,7 @@ def evaluate(
             model_code=model_code,
             progress=progress,
         )
-    console.print(final_table(found.run.evaluations(), found.titles))
+    console.print(final_table(found.run.evaluations(), found.titles, shares_of(found.run)))
     for said in paired_lines(found.run.paired_changes()):
         console.print(said, markup=False, highlight=False, soft_wrap=True)
     console.print(f"results {found.run.path}", soft_wrap=True, highlight=False)

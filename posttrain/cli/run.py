@@ -108,12 +108,20 @@ def show_result(folder: RunFolder, report: Path) -> None:
     """What a run came to: its tables, what it has to say, and where everything is."""
     from rich.text import Text
 
-    from posttrain.cli.tables import final_table, held_out_table, paired_lines, reward_table, step_table, verdict_lines
+    from posttrain.cli.tables import (
+        final_table,
+        held_out_table,
+        paired_lines,
+        reward_table,
+        shares_of,
+        step_table,
+        verdict_lines,
+    )
     from posttrain.report import verdict_of
 
     console = terminal()
     if evaluations := folder.evaluations():
-        console.print(final_table(evaluations))
+        console.print(final_table(evaluations, shares=shares_of(folder)))
     for said in paired_lines(folder.paired_changes()):
         console.print(said, markup=False, highlight=False, soft_wrap=True)
     if rewards := folder.reward_evaluations():

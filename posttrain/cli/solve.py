@@ -30,7 +30,7 @@ def solve(
 
     # After the recipe: a mistake in it is shown without a wait for what only an evaluation needs.
     from posttrain.cli.progress import progress_on
-    from posttrain.cli.tables import final_table
+    from posttrain.cli.tables import final_table, shares_of
     from posttrain.cli.terminal import terminal
     from posttrain.report import write_report
     from posttrain.training.budgets import findings_of, solve_recipe
@@ -38,7 +38,7 @@ def solve(
     console = terminal()
     with progress_on(console) as progress:
         run = solve_recipe(loaded, model=model, stage=stage, progress=progress)
-    console.print(final_table(run.evaluations()))
+    console.print(final_table(run.evaluations(), shares=shares_of(run)))
     for said in findings_of(run, [suite.name for suite in loaded.evaluate.suites]):
         console.print(said, markup=False, highlight=False, soft_wrap=True)
     console.print(f"report  {write_report(run.path)}", soft_wrap=True, highlight=False)

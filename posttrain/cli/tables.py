@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from rich.table import Table
 from rich.text import Text
 
 from posttrain.report.verdict import RunVerdict
+from posttrain.runs.files import read_json
+from posttrain.runs.folder import RunFolder
 from posttrain.runs.layout import model_label
-from posttrain.runs.records.evaluation import Figure, PairedChanges, SuiteScores
+from posttrain.runs.records.evaluation import Figure, PairedChanges, SuiteMeanings, SuiteScores
 from posttrain.runs.records.merging import MergeComparison, TaskVector
 from posttrain.runs.records.reward import RewardEvaluation, StepEvaluation
 from posttrain.runs.records.stage import HeldOutScore, StepScore
@@ -42,12 +44,17 @@ _OF_STRATEGIES = re.compile(r"(oracle|majority)_at_\d+|(best|weighted)_of_\d+_.+
 """Shares of prompts that a suite of kind budget measures."""
 
 
-def final_table(evaluations: Mapping[str, SuiteScores], titles: Mapping[str, str] | None = None) -> Table:
+def final_table(
+    evaluations: Mapping[str, SuiteScores],
+    titles: Mapping[str, str] | None = None,
+    shares: Collection[tuple[str, str]] = (),
+) -> Table:
     """One row per figure, one column per stage, with 95 % intervals.
 
     Args:
         evaluations: {stage: figures of its suites}, as `RunFolder.evaluations` has it.
         titles: {stage: what its column is called}, where they are no stages of a training.
+        shares: (suite, metric) of figures that are shares by what their suite says of them; see `shares_of`.
     """
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("")
@@ -64,8 +71,22 @@ def final_table(evaluations: Mapping[str, SuiteScores], titles: Mapping[str, str
     for suite, metric in rows:
         # Missing where a stage was not evaluated; its cell stays empty and the others keep their columns.
         entries = (evaluation.suites.get(suite, {}).get(metric) for evaluation in evaluations.values())
-        table.add_row(_label(suite, metric), *(figure(entry, metric) for entry in entries))
+        is_share = (suite, metric) in shares
+        table.add_row(_label(suite, metric), *(figure(entry, metric, is_share=is_share) for entry in entries))
     return table
+
+
+def shares_of(run: RunFolder) -> set[tuple[str, str]]:
+    """(suite, metric) of the figures that a kind with names of its own calls shares: {("tasks", "arc_easy_acc")}."""
+    folders = [run.start, *run.stages()] if run.exists else []
+    paths = [path for folder in folders if (path := folder.path / "evaluations" / "metrics.json").exists()]
+    return {
+        (suite, metric)
+        for path in paths
+        for suite, metrics in SuiteMeanings.from_json(read_json(path)).suites.items()
+        for metric, how in metrics.items()
+        if how.unit == "share"
+    }
 
 
 def paired_lines(paired: PairedChanges) -> list[str]:
@@ -150,12 +171,12 @@ def held_out_table(scores: Mapping[str, HeldOutScore]) -> Table:
     return table
 
 
-def figure(measured: Figure | StepScore | None, metric: str) -> str:
+def figure(measured: Figure | StepScore | None, metric: str, *, is_share: bool = False) -> str:
     """97 % [91, 99] for shares, +4.2 % for changes, 12.3 [11.8, 12.9] for the rest; - where nothing was measured."""
     if measured is None or (value := measured.value) is None or not math.isfinite(value):
         return "-"
     low, high = measured.low, measured.high
-    is_share = metric in SHARES or any(names.fullmatch(metric) for names in (_PASS_AT_K, _OF_STRATEGIES))
+    is_share = is_share or metric in SHARES or any(names.fullmatch(metric) for names in (_PASS_AT_K, _OF_STRATEGIES))
     if is_share or metric.endswith("_change"):
         text, sign, scale = "%", "+" if metric.endswith("_change") else "", 100
     else:

@@ -26,6 +26,7 @@ from posttrain.converting.huggingface import (
 )
 from posttrain.converting.online import read_grpo
 from posttrain.converting.rows import Folders
+from posttrain.converting.trackers import read_axolotl_trackers
 
 METHODS = {"dpo": "dpo", "ipo": "ipo", "kto": "kto", "orpo": "orpo", "simpo": "simpo", "grpo": "grpo"}
 LOSSES = {"sigmoid": "dpo", "hinge": "hinge", "ipo": "ipo", "sigmoid_norm": "dpo_norm"}
@@ -50,6 +51,7 @@ def from_axolotl(document: Mapping[str, Any], folders: Folders, processes: int) 
     read_precision(draft)
     read_sharding(draft)
     read_saving(draft)
+    read_axolotl_trackers(draft)
     _read_lengths(draft)
     _read_adapter(draft)
     _read_template(draft)
@@ -79,6 +81,8 @@ def _read_objective(draft: Draft) -> None:
     for key in ("reward_model", "process_reward_model"):
         if draft.has(key):
             draft.said[key] = "method"
+    if draft.method == "reward" and draft.number("num_labels", 1) == (2 if draft.has("process_reward_model") else 1):
+        draft.leave("num_labels", "as many as the head of a reward model has")
     if draft.has("process_reward_model"):
         draft.put("head", {"kind": "steps"}, "process_reward_model")
         draft.put("objective", {"kind": "step_labels"}, "process_reward_model")

@@ -13,10 +13,12 @@ from posttrain.converting.huggingface import (
     METRICS,
     PADDING,
     RESUME,
+    TRACKER,
     TRAINING,
     WORKERS,
 )
 from posttrain.converting.online import online_table
+from posttrain.converting.trackers import AXOLOTL_TRACKERS
 
 ELSEWHERE = Cannot("another program runs the job there", "`posttrain launch` starts it on machines of your own")
 PARALLEL = Cannot(
@@ -105,11 +107,11 @@ AXOLOTL: dict[str, Entry] = {
             Goes("encoding.template_kwargs"): "chat_template_kwargs",
             Joint("encoding.train_on", "`all`"): "train_on_inputs",
             Goes("compute.device", text): "device",
+            Joint("log.to"): AXOLOTL_TRACKERS,
+            TRACKER: "use_comet comet_project_name use_swanlab swanlab_project",
             METRICS: (
-                "wandb_name wandb_project wandb_entity wandb_watch wandb_log_model wandb_run_id wandb_mode use_wandb "
-                "mlflow_experiment_name mlflow_tracking_uri mlflow_run_name use_mlflow hf_mlflow_log_artifacts "
-                "use_comet comet_api_key comet_workspace comet_project_name use_trackio trackio_project_name "
-                "trackio_run_name trackio_space_id use_tensorboard use_swanlab swanlab_project swanlab_experiment_name "
+                "wandb_name wandb_watch wandb_log_model wandb_run_id mlflow_run_name hf_mlflow_log_artifacts "
+                "comet_api_key comet_workspace trackio_run_name trackio_space_id swanlab_experiment_name "
                 "swanlab_description swanlab_mode swanlab_log_completions swanlab_workspace swanlab_log_model "
                 "swanlab_completion_log_interval swanlab_completion_max_buffer use_otel_metrics otel_metrics_host "
                 "otel_metrics_port logging_steps profiler_steps profiler_steps_start include_tokens_per_second "

@@ -34,6 +34,9 @@ SCHEDULES = {
 UNSAID = "FILL-IN"
 """Stands for a model or a file that the other tool's file does not name; `posttrain check` refuses it."""
 
+TRACKER = Cannot(
+    "there is no such tracker", "`log: {to: [...]}` takes tensorboard, trackio, wandb and mlflow: docs/run-folder.md"
+)
 METRICS = Idle("figures are in `metrics.jsonl` of the stage's folder and in `report.html`")
 HUB = Idle("a stage's model folder is what `hf upload` takes")
 LAUNCHER = Idle("how many processes there are is said when the run is started: `--processes`, or `posttrain launch`")
@@ -83,9 +86,11 @@ TRAINING: dict[str, Entry] = table(
         Joint("held_out", "`no`: 0"): "eval_strategy evaluation_strategy",
         Goes("/seed", whole): "seed",
         Goes("/out", text): "output_dir",
+        Joint("log.to"): "report_to",
+        Joint("log.to", "of trackio"): "project",
         METRICS: (
-            "report_to run_name logging_dir logging_steps logging_strategy logging_first_step log_on_each_node "
-            "logging_nan_inf_filter include_num_input_tokens_seen log_level log_level_replica disable_tqdm project "
+            "run_name logging_dir logging_steps logging_strategy logging_first_step log_on_each_node "
+            "logging_nan_inf_filter include_num_input_tokens_seen log_level log_level_replica disable_tqdm "
             "trackio_space_id trackio_bucket_id trackio_static_space_id include_tokens_per_second"
         ),
         HUB: (

@@ -28,6 +28,7 @@ from posttrain.converting.llamafactory_keys import LLAMAFACTORY, NO_ADAPTER
 from posttrain.converting.llamafactory_rows import read_data
 from posttrain.converting.online import prompts_per_step
 from posttrain.converting.rows import Folders
+from posttrain.converting.trackers import read_report_to
 from posttrain.errors import ConfigError
 
 STAGES = {"pt": "sft", "sft": "sft", "rm": "reward", "ppo": "ppo", "dpo": "dpo", "kto": "kto"}
@@ -81,6 +82,7 @@ def from_llamafactory(document: Mapping[str, Any], folders: Folders, processes: 
     read_precision(draft)
     read_sharding(draft)
     read_saving(draft)
+    read_report_to(draft, wandb_project="wandb_project")
     _read_adapter(draft)
     _read_rows(draft, stage)
     draft.translate()

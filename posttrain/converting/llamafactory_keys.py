@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from posttrain.converting.entry import Cannot, Entry, Goes, Idle, Joint, number, positive, table, truth
-from posttrain.converting.huggingface import HUB, KERNELS, LAUNCHER, METRICS, PADDING, TRAINING, WORKERS
+from posttrain.converting.huggingface import HUB, KERNELS, LAUNCHER, METRICS, PADDING, TRACKER, TRAINING, WORKERS
 
 
 def _tokens(value: object) -> list[str]:
@@ -71,12 +71,14 @@ LLAMAFACTORY: dict[str, Entry] = {
             Goes("sampling.top_k", positive): "top_k",
             Goes("sampling.temperature", number): "temperature",
             Joint("updates_per_rollout", "counts updates"): "ppo_epochs",
+            Joint("log.to", "of wandb"): "wandb_project",
+            TRACKER: "use_swanlab",
             METRICS: (
-                "plot_loss use_swanlab swanlab_project swanlab_workspace swanlab_run_name swanlab_mode swanlab_api_key "
+                "plot_loss swanlab_project swanlab_workspace swanlab_run_name swanlab_mode swanlab_api_key "
                 "swanlab_logdir swanlab_lark_webhook_url swanlab_lark_secret compute_accuracy print_param_status "
                 "include_effective_tokens_per_second enable_torch_profiler profiler_output_dir profiler_wait_steps "
                 "profiler_warmup_steps profiler_active_steps profiler_repeat profiler_record_shapes "
-                "profiler_profile_memory profiler_with_stack profile_modules wandb_project"
+                "profiler_profile_memory profiler_with_stack profile_modules"
             ),
             HUB: "hf_hub_token ms_hub_token om_hub_token cache_dir export_hub_model_id",
             LAUNCHER: (
@@ -123,7 +125,10 @@ LLAMAFACTORY: dict[str, Entry] = {
                 "a revision cannot be named", "download it into a folder, and name that", off=("main",)
             ): "model_revision",
             Cannot("one rate holds for all weights", "leave it out"): "loraplus_lr_ratio loraplus_lr_embedding",
-            Cannot("a fresh adapter changes nothing", "`init: default`"): "pissa_init pissa_iter pissa_convert",
+            Cannot(
+                "the base weights stay as they are: PiSSA would change them, and with them the reference",
+                "leave it out: `adapter.init` draws the first factor, the second starts at zero",
+            ): "pissa_init pissa_iter pissa_convert",
             Cannot(
                 "blocks of a rotation have a size", "`adapter: {kind: oft, block_size: N}`", off=(0,)
             ): "oft_rank module_dropout",

@@ -19,6 +19,7 @@ from posttrain.converting.huggingface import SCHEDULES, UNSAID
 from posttrain.converting.openrlhf_keys import OLD_NAMES, OPENRLHF
 from posttrain.converting.openrlhf_rl import read_rl
 from posttrain.converting.rows import Folders, Rows, put_rows, renamed
+from posttrain.converting.trackers import read_openrlhf_trackers
 from posttrain.errors import ConfigError
 
 TRAINERS = {"train_sft": "sft", "train_dpo": "dpo", "train_rm": "reward", "train_kto": "kto", "train_ppo_ray": "ppo"}
@@ -115,6 +116,7 @@ def from_openrlhf(document: Mapping[str, Any], folders: Folders, processes: int,
     _read_optimizer(draft, "actor." if online else "", RATES[kind])
     _read_adapter(draft)
     _read_machine(draft)
+    read_openrlhf_trackers(draft)
     _read_text(draft, online=online, length=LENGTHS[kind])
     draft.translate()
     variables = sorted(key for key, value in document.items() if "$" in str(value))

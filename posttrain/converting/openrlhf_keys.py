@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from posttrain.converting.entry import Cannot, Entry, Goes, Idle, Joint, number, table, text, whole
 from posttrain.converting.huggingface import HUB, KERNELS, LAUNCHER, METRICS, PADDING, RESUME, WORKERS
+from posttrain.converting.trackers import OPENRLHF_TRACKERS
 
 MUON = Cannot("AdamW alone trains", "leave it out")
 RINGS = Cannot(
@@ -112,10 +113,8 @@ OPENRLHF: dict[str, Entry] = {
             Cannot("stages that sample keep the best weights by their held-out score", "`examine: {keep: best}`"): (
                 "ckpt.best_metric_key"
             ),
-            METRICS: (
-                "logger.logging_steps logger.wandb.key logger.wandb.org logger.wandb.group logger.wandb.project "
-                "logger.wandb.run_name logger.tensorboard_dir perf"
-            ),
+            Joint("log.to"): OPENRLHF_TRACKERS,
+            METRICS: "logger.logging_steps logger.wandb.group logger.wandb.run_name perf",
             HUB: "use_ms",
             LAUNCHER: (
                 "local_rank ds.zero_stage ds.zpg ds.overlap_comm ds.grad_accum_dtype ref.num_nodes "

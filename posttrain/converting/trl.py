@@ -28,6 +28,7 @@ from posttrain.converting.huggingface import (
 )
 from posttrain.converting.online import prompts_per_step, read_grpo
 from posttrain.converting.rows import Folders, Rows, address, put_rows, split_of
+from posttrain.converting.trackers import read_report_to
 from posttrain.converting.trl_keys import TRL
 from posttrain.errors import ConfigError, unknown
 
@@ -104,6 +105,7 @@ def from_trl(document: Mapping[str, Any], folders: Folders, processes: int, trai
     read_precision(draft)
     read_sharding(draft)
     read_saving(draft)
+    read_report_to(draft)
     _read_adapter(draft)
     if trainer == "sft":
         _read_sft(draft)

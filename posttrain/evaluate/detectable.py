@@ -26,10 +26,18 @@ def detectable(suite: str, items: Mapping[str, int], share: float = LIKELY) -> l
     Args:
         items: {figure: how many items it is a mean of}; "" is the suite's only one.
     """
-    return [
-        f"{f'{suite}, {figure}' if figure else suite}: {count:,} items show a change of "
-        f"{100 * smallest_change(deviation_of_change(share), count):.1f} points or more (80 % power, two-sided 5 %, "
-        f"at {100 * share:.0f} %, correlation {CORRELATION:g})"
-        for figure, count in items.items()
-        if count
-    ]
+    said = []
+    for figure, count in items.items():
+        smallest = smallest_change(deviation_of_change(share), count) if count else 0.0
+        shown = (
+            f"show a change of {100 * smallest:.1f} points or more"
+            # More than there is between all wrong and all right.
+            if smallest < 1
+            else "are too few to show any change"
+        )
+        if count:
+            said.append(
+                f"{f'{suite}, {figure}' if figure else suite}: {count:,} items {shown} (80 % power, two-sided 5 %, "
+                f"at {100 * share:.0f} %, correlation {CORRELATION:g})"
+            )
+    return said

@@ -26,7 +26,10 @@ EXAMPLE = "dpo.beta=[0.05,0.1,0.2] seed=0..4"
 # Each point stands between digits: of `0.1...2` nobody knows whether it ends at 2 or at .2.
 _NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
 _RANGE = re.compile(rf"\s*({_NUMBER})\s*\.\.\s*({_NUMBER})\s*(log)?\s*")
-_NEARLY_RANGE = re.compile(r"^[^\[{'\"/]*\d\s*\.\.+\s*[-+.\d]")
+_NEARLY_RANGE = re.compile(r"^[^\[{'\"/]*\d\s*\.\.+\s*(?:[-+.\d]|$)")
+_NEARLY_LIST = re.compile(rf"\s*\(?\s*({_NUMBER}(?:\s*,\s*{_NUMBER})+)\s*\)?\s*")
+PLACES = ("name", "out")
+"""Keys of the recipe that say where a run lies, which a sweep says itself."""
 MOST_VALUES = 10_000
 """Of a range of whole numbers that a grid writes out."""
 
@@ -135,6 +138,15 @@ def _axis(key: str, value: str, text: str) -> Axis | None:
             example=f"{key}=1e-5..1e-3 log",
             remedy="write two numbers with `..` between them, or put a text into quotes",
         )
+    if (found := _NEARLY_LIST.fullmatch(value)) is not None:
+        raise ConfigError(
+            "this looks like a list, and is a text",
+            where=text,
+            found=value,
+            expected="values within square brackets",
+            example=f"{key}=[{found[1]}]",
+            remedy=f"write `'{key}=[{found[1]}]'`",
+        )
     read = parse_value(value, text)
     return _choices(key, read, text) if isinstance(read, list) else None
 
@@ -194,6 +206,12 @@ def values_of(axis: Range) -> tuple[int, ...]:
 
 
 def _choices(key: str, values: Sequence[Any], text: str) -> Choices:
+    if key in PLACES:
+        raise ConfigError(
+            f"`{key}` trains nothing differently: its runs would be the same",
+            where=text,
+            remedy="take it out; each run gets a folder named by its settings (`--name` and `--out` say where)",
+        )
     if not values:
         raise ConfigError(
             "the list has no value to try", where=text, example=f"{key}=[0.05,0.1]", remedy="write the values into it"

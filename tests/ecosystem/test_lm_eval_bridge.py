@@ -188,6 +188,14 @@ def test_what_is_refused(folder: Path, tmp_path: Path, embedded: Any) -> None:
     write_task(folder, "gone", {**CHOOSE, "dataset_kwargs": {"data_files": {"test": "gone.jsonl"}}})
     with pytest.raises(SourceError, match="cannot be read"):
         load_tasks([str(folder / "gone.yaml")])
+    for name, edited, problem in (
+        ("column", {"doc_to_text": "{{frage}}"}, "asks for something that is not there"),
+        ("split", {"test_split": "validation"}, "asks for something that is not there"),
+        ("target", {"doc_to_target": "richtig"}, "none of its choices"),
+    ):
+        path = write_task(folder, name, {**CHOOSE, **edited})
+        with pytest.raises(ConfigError, match=problem):
+            load_suite(LmEvalSuite(name="h", kind="lm_eval", tasks=(str(path),)))
     asked = EvaluatedModel.of(embedded.model, embedded.tokenizer, encoding=embedded.speech.settings())
     drawing: Any = GENERATE["generation_kwargs"]
     for options, problem in (

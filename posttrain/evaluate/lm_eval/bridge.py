@@ -21,9 +21,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from posttrain.errors import ConfigError, unknown
+from posttrain.errors import ConfigError
 from posttrain.evaluate.asking import EvaluatedModel
 from posttrain.evaluate.lm_eval.likelihood import Continuations, ContinuationScorer
+from posttrain.evaluate.lm_eval.tasks import LENGTHS, require_options
 from posttrain.rollout.text import cut_at_stop
 from posttrain.runs.progress import Progress
 from posttrain.sampling import SamplingDistribution
@@ -39,9 +40,6 @@ else:
 LONGEST_ANSWER = 256
 """Tokens, where a task says nothing: lm-eval's own default."""
 DEFAULT_POSITIONS = 2_048
-LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-"""Names of the longest answer in a task's `generation_kwargs`; the first that is given counts, as in lm-eval."""
-KNOWN = (*LENGTHS, "until", "do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "num_beams")
 Encoded = tuple[tuple[str, str], list[int], list[int]]
 """((context, continuation), ids of the context, ids of the continuation), as `TemplateLM.loglikelihood` makes them."""
 
@@ -131,21 +129,32 @@ class Bridge(TemplateLM):
         """(log-prob, whether greedy decoding would say it) of each continuation."""
         places: dict[tuple[int, ...], list[int]] = defaultdict(list)
         continuations: list[tuple[int, ...]] = []
+        cut = 0
         for number, (texts, context, continuation) in enumerate(requests):
             self._require_room(texts, context, continuation)
             whole = tuple(context + continuation)[-self._room :]
+            cut += len(whole) < len(context) + len(continuation)
             continuations.append(whole[len(whole) - len(continuation) :])
             places[whole[: len(whole) - len(continuation)]].append(number)
+        self._say_cut(cut, len(requests), self._room)
         asked = [
             Continuations(context, tuple(continuations[number] for number in own)) for context, own in places.items()
         ]
         with self._progress.phase("lm-eval: likelihoods", total=len(requests), unit="continuations") as phase:
-            scored = self._scorer.score(asked)
-            phase.advance(len(requests), tokens=sum(map(len, continuations)))
+            scored = self._scorer.score(asked, lambda count, tokens: phase.advance(count, tokens=tokens))
+            # What other ranks scored.
+            phase.advance(len(requests) - phase.done)
         found: dict[int, tuple[float, bool]] = {}
         for own, likelihoods in zip(places.values(), scored, strict=True):
             found |= {number: (one.logprob, one.is_greedy) for number, one in zip(own, likelihoods, strict=True)}
         return [found[number] for number in range(len(requests))]
+
+    def _say_cut(self, cut: int, count: int, room: int) -> None:
+        if cut:
+            self._progress.say(
+                f"lm-eval: {cut:,} of {count:,} contexts are longer than the {room:,} tokens that the model has for "
+                "them, and lose their beginning as in lm-eval: few-shot examples and instructions stand there"
+            )
 
     def _require_room(self, texts: tuple[str, str] | None, context: list[int], continuation: list[int]) -> None:
         if context and continuation and len(continuation) < self._room:
@@ -198,7 +207,9 @@ class Bridge(TemplateLM):
                     expected="room for the question",
                     remedy="set a smaller `max_gen_toks` in the task's `generation_kwargs`",
                 )
-            prompts = [self.tok_encode(requests[number].args[0])[-room:] for number in own]
+            whole = [self.tok_encode(requests[number].args[0]) for number in own]
+            self._say_cut(sum(len(prompt) > room for prompt in whole), len(own), room)
+            prompts = [prompt[-room:] for prompt in whole]
             with self._progress.phase(f"lm-eval: {task}", total=len(own), unit="answers") as phase:
                 groups = self.asked.engine.generate(prompts, drawn)
                 phase.advance(len(own), tokens=sum(len(completion.ids) for (completion,) in groups))
@@ -213,16 +224,7 @@ class Bridge(TemplateLM):
         Raises:
             ConfigError: an option that we do not know, or beams.
         """
-        for name in options:
-            if name not in KNOWN:
-                raise unknown("option", name, KNOWN, error=ConfigError, where=f"generation_kwargs of {task}")
-        if options.get("num_beams", 1) != 1:
-            raise ConfigError(
-                "beams are not searched: an answer is sampled, or the likeliest token is taken each time",
-                where=f"generation_kwargs of {task}",
-                found=f"num_beams: {options['num_beams']}",
-                remedy="write `num_beams: 1` in the task's file, or evaluate with lm-eval's own `hf` backend",
-            )
+        require_options(options, task)
         given = options.get("until") or []
         until = tuple(text for text in ([given] if isinstance(given, str) else given) if text)
         longest = next((options[name] for name in LENGTHS if options.get(name) is not None), LONGEST_ANSWER)

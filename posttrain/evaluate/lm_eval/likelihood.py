@@ -10,7 +10,7 @@ once, where a batch of rows computes it for every choice. The tree path is prove
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from posttrain.data.trees import collate
 from posttrain.evaluate.suites.perplexity import microbatch_tokens
 from posttrain.models.tree.divergence import Distributions
 from posttrain.models.tree.logprobs import Policy
-from posttrain.parallel.calls import everywhere
+from posttrain.parallel.calls import OfMain, everywhere
 from posttrain.parallel.world import world
 from posttrain.types import Batch, RowRef, TokenTree, Wants
 
@@ -58,13 +58,21 @@ class ContinuationScorer:
     def __init__(self, model: nn.Module):
         self._model = model
 
-    def score(self, asked: Sequence[Continuations]) -> list[list[Likelihood]]:
-        """For each context one likelihood for each of its branches, in their order."""
-        return everywhere(_scored, self._model, tuple(asked))
+    def score(
+        self, asked: Sequence[Continuations], done: Callable[[int, int], None] | None = None
+    ) -> list[list[Likelihood]]:
+        """For each context one likelihood for each of its branches, in their order.
+
+        Args:
+            done: is told after each micro-batch of this rank how many continuations, of how many tokens, were scored.
+        """
+        return everywhere(_scored, self._model, tuple(asked), OfMain(done))
 
 
 @torch.no_grad()
-def _scored(model: nn.Module, asked: Sequence[Continuations]) -> list[list[Likelihood]]:
+def _scored(
+    model: nn.Module, asked: Sequence[Continuations], done: OfMain[Callable[[int, int], None]]
+) -> list[list[Likelihood]]:
     """See `ContinuationScorer.score`; every rank's part of it."""
     policy = Policy(model)
     trees = [one.tree() for one in asked]
@@ -79,6 +87,9 @@ def _scored(model: nn.Module, asked: Sequence[Continuations]) -> list[list[Likel
             for index in micro.members:
                 count = len(trees[index].branches)
                 own[index], found = found[:count], found[count:]
+            if done.value is not None:
+                of_micro = [branch for index in micro.members for branch in asked[index].branches]
+                done.value(len(of_micro), sum(map(len, of_micro)))
     gathered: dict[int, list[Likelihood]] = {}
     for part in world().gather(own):
         gathered |= part

@@ -12,13 +12,15 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from posttrain.config.text_suites import is_task_file
-from posttrain.errors import ConfigError, MissingExtraError, SourceError, unknown
+from posttrain.errors import ConfigError, MissingExtraError, PosttrainError, SourceError, unknown
 
 
 def require_lm_eval() -> None:
@@ -72,14 +74,23 @@ def set_examples(loaded: Mapping[str, Any], num_fewshot: int | None, seed: int) 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without lm-eval's remarks on the defaults that it takes: what counts of them stands in the results."""
+    """Without lm-eval's remarks on the defaults that it takes, whose weight stands in the results, and without the bars
+    of it and of `datasets`, which would break the lines of a progress that is shown beside them."""
+    import datasets
+    from lm_eval.api import task
+
     logger = logging.getLogger("lm_eval")
-    before = logger.level
+    before, bars, tqdm = logger.level, datasets.is_progress_bar_enabled(), task.tqdm
     logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    task.tqdm = partial(tqdm, disable=True)
     try:
         yield
     finally:
         logger.setLevel(before)
+        task.tqdm = tqdm
+        if bars:
+            datasets.enable_progress_bars()
 
 
 def fingerprint_of_tasks(names: Sequence[str]) -> str:
@@ -97,7 +108,18 @@ def fingerprint_of_tasks(names: Sequence[str]) -> str:
 
 def _known(name: str, manager: Any) -> str:
     if name not in manager.all_tasks:
-        raise unknown("task", name, manager.all_tasks, error=ConfigError, where="tasks", otherwise=_OTHERWISE)
+        # lm-eval has thousands: a list of them all would be longer than any terminal keeps.
+        near = get_close_matches(name, manager.all_tasks, n=5)
+        expected = f"one of lm-eval's {len(manager.all_tasks):,} tasks and groups"
+        raise unknown(
+            "task",
+            name,
+            near,
+            error=ConfigError,
+            where="tasks",
+            expected=f"{expected}, such as {', '.join(near)}" if near else expected,
+            otherwise=_OTHERWISE,
+        )
     return name
 
 
@@ -154,20 +176,46 @@ def _located(name: str, entry: Any, scratch: Path) -> str:
 def _loaded(specs: Sequence[str], names: Sequence[str], manager: Any) -> Mapping[str, Any]:
     try:
         found: Mapping[str, Any] = manager.load(list(specs))
-    except Exception as error:  # a task's data are read here, by whatever its file names
+    except Exception as error:  # a task's data are read here, by whatever its file names, and its first row is rendered
         if "Duplicate task" in str(error):
             raise ConfigError(
                 "a task is asked twice", where="tasks", found=str(error), remedy="name it once, alone or by its group"
             ) from error
-        raise SourceError(
-            "the data of a task cannot be read",
-            where=", ".join(names),
-            found=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}",
-            expected="data on the hub that can be reached, in the cache of `datasets`, or in files here",
-            remedy="where there is no network, write a task file with `dataset_path: json` and `data_files` "
-            "(docs/evaluation.md)",
-        ) from error
+        raise _refused(error, ", ".join(names)) from error
     return found
+
+
+def _refused(error: Exception, where: str) -> PosttrainError:
+    """What to tell of an error of lm-eval's: whether data are out of reach, or the task's file asks what is not there.
+
+    Errors of the network, of the hub and of files are all OSErrors; `datasets` ends the reading of an empty file with a
+    StopIteration."""
+    words = str(error).strip().splitlines()
+    found = f"{type(error).__name__}: {words[0] if words else ''}".removesuffix(": ")
+    if isinstance(error, StopIteration):
+        return SourceError(
+            "a file of the task's data holds no rows",
+            where=where,
+            found=found,
+            remedy="write rows into its `data_files`",
+        )
+    if isinstance(error, OSError) or type(error).__module__.startswith(("datasets", "huggingface_hub", "httpx")):
+        return SourceError(
+            "the data of a task cannot be read",
+            where=where,
+            found=found,
+            expected="data on the hub that can be reached, in the cache of `datasets`, or in files here",
+            remedy="where there is no network, write a task file with `dataset_path: json` and `data_files`, relative "
+            "to that file (docs/evaluation.md)",
+        )
+    return ConfigError(
+        "the task's file asks for something that is not there",
+        where=where,
+        found=found,
+        expected="keys, metrics and filters of lm-eval, splits of the data, and columns of its rows in `doc_to_text`, "
+        "`doc_to_choice` and `doc_to_target`",
+        remedy="correct the file; docs/evaluation.md has one that runs",
+    )
 
 
 def _require_askable(name: str, task: Any) -> None:
@@ -186,3 +234,51 @@ def _require_askable(name: str, task: Any) -> None:
             found=name,
             remedy="leave it out",
         )
+    if task.OUTPUT_TYPE == "generate_until":
+        require_options(task.get_config("generation_kwargs") or {}, name)
+
+
+def require_options(options: Mapping[str, Any], task: str) -> None:
+    """
+    Raises:
+        ConfigError: an option of sampling that we do not know, or beams.
+    """
+    for name in options:
+        if name not in OPTIONS:
+            raise unknown("option", name, OPTIONS, error=ConfigError, where=f"generation_kwargs of {task}")
+    if options.get("num_beams", 1) != 1:
+        raise ConfigError(
+            "beams are not searched: an answer is sampled, or the likeliest token is taken each time",
+            where=f"generation_kwargs of {task}",
+            found=f"num_beams: {options['num_beams']}",
+            remedy="write `num_beams: 1` in the task's file, or evaluate with lm-eval's own `hf` backend",
+        )
+
+
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""Names of the longest answer in a task's `generation_kwargs`; the first that is given counts, as in lm-eval."""
+OPTIONS = (*LENGTHS, "until", "do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "num_beams")
+
+
+def require_answers(name: str, task: Any, limit: int | None) -> None:
+    """
+    Raises:
+        ConfigError: a document's right answer is none of its choices. lm-eval warns, and counts it as wrong whatever
+            the model says.
+    """
+    if task.OUTPUT_TYPE != "multiple_choice" or task.multiple_input:
+        return
+    for number, document in enumerate(task.eval_docs):
+        if limit is not None and number >= limit:
+            return
+        choices, target = task.doc_to_choice(document), task.doc_to_target(document)
+        for one in target if isinstance(target, list) else [target]:
+            if one in choices if isinstance(one, str) else -len(choices) <= one < len(choices):
+                continue
+            raise ConfigError(
+                "the right answer of a document is none of its choices",
+                where=f"{name}, document {number}",
+                found=f"{one!r}",
+                expected=f"a place from 0 to {len(choices) - 1}, or one of {', '.join(map(repr, choices))}"[:200],
+                remedy="correct `doc_to_target` in the task's file (a column's name, or a template), or the row",
+            )

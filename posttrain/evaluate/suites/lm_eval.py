@@ -18,6 +18,7 @@ from posttrain.evaluate.lm_eval.tasks import (
     fingerprint_of_tasks,
     load_tasks,
     quiet,
+    require_answers,
     require_lm_eval,
     set_examples,
 )
@@ -86,10 +87,12 @@ BOOTSTRAPS = 1_000
 
 
 def load(settings: LmEvalSuite, _: list[Example], __: SamplingDistribution) -> Harness:
-    """Raises MissingExtraError, ConfigError and SourceError: see `load_tasks`."""
+    """Raises MissingExtraError, ConfigError and SourceError: see `load_tasks`, `require_answers`."""
     # Now and not after training: data that cannot be read would end the run when its models are there.
     tasks = load_tasks(settings.tasks)["tasks"]
     limit = settings.limit
+    for name, task in tasks.items():
+        require_answers(name, task, limit)
     counts = {name: len(task.eval_docs) for name, task in tasks.items() if SHARES & set(task.aggregation())}
     return Harness(settings, {name: min(count, limit or count) for name, count in counts.items()})
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from posttrain.evaluate.metrics.squad import SquadF1
 from posttrain.evaluate.metrics.translation import Bleu, Chrf
 from posttrain.runs.records.evaluation import Direction, Meaning
 from posttrain.sampling import SamplingDistribution
-from posttrain.types import Example, Task
+from posttrain.types import Example, RowRef, Task
 
 METRICS = {
     "f1": Meaning("token F1", "share", Direction.UP, primary=True),
@@ -93,15 +94,40 @@ def references_of(example: Example, column: str, *, may_be_silent: bool = False)
     return tuple(dict.fromkeys(texts))
 
 
+def require_words(references: Sequence[str], row: RowRef) -> None:
+    """rouge-score splits texts at all but a to z and digits: without any of these, whatever is said scores 0.
+
+    Raises:
+        RowError: a right answer holds none.
+    """
+    for text in references:
+        if not re.search(r"[a-z0-9]", text.lower()):
+            raise RowError(
+                "ROUGE sees no word in a right answer, so that every answer would score 0",
+                reason="bad_label",
+                where=row,
+                found=repr(text[:80]),
+                expected="letters from a to z or digits, the only ones that rouge-score keeps",
+                remedy="ask with `kind: chrf`, which counts the characters of any script",
+            )
+
+
 def _loading(
-    metric_of: Callable[[Any], TextMetric], *, may_be_silent: bool = False
+    metric_of: Callable[[Any], TextMetric],
+    *,
+    may_be_silent: bool = False,
+    require: Callable[[Sequence[str], RowRef], None] | None = None,
 ) -> Callable[[ReferenceSuite, list[Example], SamplingDistribution], ReferenceAnswers]:
     def load(settings: ReferenceSuite, examples: list[Example], sampling: SamplingDistribution) -> ReferenceAnswers:
         """Raises RowError for a row without a right answer, MissingExtraError without the metric's package."""
         references = [references_of(example, settings.references, may_be_silent=may_be_silent) for example in examples]
+        asked = questions(examples)
+        if require is not None:
+            for question, own in zip(asked, references, strict=True):
+                require(own, question.row)
         return ReferenceAnswers(
             settings.name,
-            questions(examples),
+            asked,
             references,
             metric_of(settings),
             sampling,
@@ -131,5 +157,5 @@ load_f1, load_bleu, load_chrf, load_rouge = (
     _loading(_f1, may_be_silent=True),
     _loading(_bleu),
     _loading(_chrf),
-    _loading(_rouge),
+    _loading(_rouge, require=require_words),
 )

@@ -24,14 +24,15 @@ from posttrain.cli.chat import chat
 from posttrain.cli.proof import LONGEST_PIECE, show_preflight
 from posttrain.cli.run import with_out
 from posttrain.cli.speaker import Speaker, read_prompts
-from posttrain.cli.tables import figure, final_table, side_by_side
+from posttrain.cli.tables import figure, final_table, shares_of, side_by_side
 from posttrain.config.yaml_text import parse_value
 from posttrain.errors import ConfigError, SourceError
 from posttrain.report.statement import Statement
 from posttrain.report.verdict import RunVerdict
 from posttrain.runs.disk import refusal_of
+from posttrain.runs.files import write_json
 from posttrain.runs.folder import RunFolder
-from posttrain.runs.records.evaluation import Figure, SuiteScores
+from posttrain.runs.records.evaluation import Figure, Meaning, SuiteMeanings, SuiteScores
 from posttrain.runs.records.preflight import DecodedPiece, DecodedRow
 from posttrain.runs.records.run import StageEntry
 from posttrain.types import Message
@@ -91,6 +92,16 @@ def test_the_final_table_has_a_column_per_stage(tmp_path: Path) -> None:
         ["who", "0", "%", "50", "%"],
         ["x:", "perplexity", "-", "2"],
     ]
+
+
+def test_figures_that_their_suite_calls_shares_are_shown_as_shares(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.write_run(stages=())
+    run.start.write(SuiteScores({"tasks": {"arc_acc": Figure(0.5), "arc_odd": Figure(0.5)}}))
+    said = {"arc_acc": Meaning("arc acc", "share"), "arc_odd": Meaning("arc odd", "points")}
+    write_json(tmp_path / "start" / "evaluations" / "metrics.json", SuiteMeanings({"tasks": said}).to_json())
+    lines = screen(final_table(run.evaluations(), shares=shares_of(run))).splitlines()
+    assert [line.split()[-1] for line in lines[1:]] == ["%", "0.5"]
 
 
 def test_answers_stand_side_by_side_as_they_are() -> None:

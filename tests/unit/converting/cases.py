@@ -69,6 +69,17 @@ AXOLOTL: list[Case] = [
      {"compute.offload": "all", "compute.offload_activations": True,
       "compute.precision": "bf16", "optimizer.weight_decay": 0.1,
       "compute.activation_checkpointing": True}, ("optimizer",)),
+    ("a project of wandb switches it on, and it goes online there",
+     {**AX, "wandb_project": "mine", "wandb_entity": "us", "mlflow_experiment_name": "e", "use_tensorboard": True}, 1,
+     {"log.to": [{"kind": "wandb", "project": "mine", "entity": "us", "mode": "online"},
+                 {"kind": "mlflow", "experiment": "e"}, "tensorboard"]}, ()),
+    ("a tracker that is off, one that is offline, and one that is not here",
+     {**AX, "wandb_project": "", "use_trackio": True, "use_comet": True}, 1, {"log.to": ["trackio"]}, ("use_comet",)),
+    ("offline as it is there", {**AX, "wandb_project": "p", "wandb_mode": "offline"}, 1,
+     {"log.to": [{"kind": "wandb", "project": "p", "mode": "offline"}]}, ()),
+    ("disabled as it is there", {**AX, "wandb_project": "p", "wandb_mode": "disabled"}, 1, {"log.to": None}, ()),
+    ("one score of a reward model", {**AX, "reward_model": True, "num_labels": 1}, 1, {"method": "reward"}, ()),
+    ("more scores than a reward model has", {**AX, "reward_model": True, "num_labels": 3}, 1, {}, ("num_labels",)),
 ]  # fmt: skip
 
 LF = {"model_name_or_path": "org/base", "stage": "sft", "dataset": "org_rows", "cutoff_len": 1024,
@@ -103,6 +114,8 @@ LLAMAFACTORY: list[Case] = [
     ("ppo and its judge", {**LF, "stage": "ppo", "reward_model": "judge"}, 1,
      {"method": "ppo", "rewards": [{"kind": "reward_model", "model": "judge"}], "prompts_per_step": 8,
       "completions_per_prompt": 1}, ("dataset: org_rows", "ppo_epochs")),
+    ("trackers by their names", {**LF, "report_to": ["wandb", "swanlab"]}, 1,
+     {"log.to": [{"kind": "wandb", "mode": "online"}]}, ("dataset: org_rows", "report_to")),
 ]  # fmt: skip
 
 HF = {"model_name_or_path": "org/base", "dataset_name": "org/rows", "per_device_train_batch_size": 4}
@@ -155,6 +168,13 @@ TRL: list[Case] = [
     ("min_lr", {**HF, "assistant_only_loss": True, "lr_scheduler_type": "cosine_with_min_lr", "learning_rate": 1e-4,
                 "lr_scheduler_kwargs": {"min_lr": 1e-5}}, 1,
      {"schedule.kind": "cosine", "schedule.final_ratio": 0.1}, ()),
+    ("a tracker, and the project that every saved configuration names",
+     {**HF, "assistant_only_loss": True, "report_to": "trackio", "project": "huggingface"}, 1,
+     {"log.to": ["trackio"]}, ()),
+    ("no tracker", {**HF, "assistant_only_loss": True, "report_to": ["none"], "project": "huggingface"}, 1,
+     {"log.to": None}, ()),
+    ("whatever is installed", {**HF, "assistant_only_loss": True, "report_to": "all"}, 1, {"log.to": None},
+     ("report_to",)),
 ]  # fmt: skip
 
 SCRIPT = """set -x
@@ -211,4 +231,7 @@ OPENRLHF: list[tuple[str, str, str, dict[str, Any], tuple[str, ...]]] = [
      "--algo.advantage.estimator group_norm --algo.kl.init_coef 0 --data.apply_chat_template "
      "--rollout.n_samples_per_prompt 4",
      {"choices.kl": "none", "kl_beta": None}, ()),
+    ("wandb", "train_sft", "--model.model_name_or_path org/base --data.dataset p --data.apply_chat_template "
+     "--logger.wandb.key k3y-0f-s0mebody --logger.wandb.project mine",
+     {"log.to": [{"kind": "wandb", "project": "mine", "mode": "online"}]}, ()),
 ]  # fmt: skip

@@ -35,5 +35,12 @@ def test_choices_are_scored_as_each_alone(arch: str) -> None:
             assert likelihood.is_greedy == bool((logits.argmax(dim=-1) == torch.tensor(ids)).all())
 
 
+def test_progress_is_told_by_micro_batch() -> None:
+    asked = [Continuations((1, 2), ((3,), (4, 5))), Continuations((6,), ((7, 8, 9),))]
+    told: list[tuple[int, int]] = []
+    ContinuationScorer(tiny_model()).score(asked, lambda count, tokens: told.append((count, tokens)))
+    assert [sum(column) for column in zip(*told, strict=True)] == [3, 6]
+
+
 def test_nothing_is_asked_of_no_context() -> None:
     assert ContinuationScorer(tiny_model()).score([]) == []

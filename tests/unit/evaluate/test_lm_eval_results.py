@@ -12,7 +12,7 @@ import pytest
 from posttrain.config.suites import Evaluation
 from posttrain.config.text_suites import LmEvalSuite, is_task_file
 from posttrain.diagnostics.paired import paired_change
-from posttrain.errors import ConfigError, MissingExtraError, PosttrainError
+from posttrain.errors import ConfigError, MissingExtraError, PosttrainError, SourceError
 from posttrain.evaluate.lm_eval import tasks
 from posttrain.evaluate.lm_eval.results import meanings, measured
 from posttrain.evaluate.suites import load_suite
@@ -160,6 +160,51 @@ def test_without_lm_eval_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 def test_tasks_that_cannot_be_asked(trait: str, problem: str) -> None:
     with pytest.raises(PosttrainError, match=problem):
         tasks._require_askable("mine", SimpleNamespace(**{trait: True}))
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"), [({"lenght": 3}, "`lenght` is not known"), ({"num_beams": 4}, "beams are not searched")]
+)
+def test_how_answers_are_drawn_is_refused_before_anything_trains(options: dict[str, Any], problem: str) -> None:
+    task = SimpleNamespace(OUTPUT_TYPE="generate_until", get_config={"generation_kwargs": options}.get)
+    with pytest.raises(ConfigError, match=problem):
+        tasks._require_askable("mine", task)
+    tasks.require_options({"until": ["a"], "max_gen_toks": 3, "num_beams": 1}, "mine")
+
+
+def multiple_choice(*targets: Any) -> SimpleNamespace:
+    """A task of documents with the choices yes and no."""
+    return SimpleNamespace(
+        OUTPUT_TYPE="multiple_choice",
+        multiple_input=0,
+        eval_docs=list(targets),
+        doc_to_choice=lambda document: ["yes", "no"],
+        doc_to_target=lambda document: document,
+    )
+
+
+def test_a_right_answer_is_one_of_the_choices() -> None:
+    """lm-eval counts such a document as wrong, whatever the model says, behind a warning in its log."""
+    tasks.require_answers("mine", multiple_choice(0, 1, "no", [0, 1], 9), limit=4)
+    for wrong in (2, "maybe", [0, 2]):
+        with pytest.raises(ConfigError, match="none of its choices") as refused:
+            tasks.require_answers("mine", multiple_choice(0, wrong), limit=None)
+        assert refused.value.where == "mine, document 1"
+
+
+def test_what_is_out_of_reach_and_what_is_wrong_in_the_file() -> None:
+    out_of_reach = (FileNotFoundError("rows.jsonl"), ConnectionError("no name"), StopIteration())
+    assert {type(tasks._refused(error, "mine.yaml")) for error in out_of_reach} == {SourceError}
+    wrong = (KeyError("validation"), TypeError("unexpected keyword argument 'doc_to_txt'"), ValueError())
+    assert {type(tasks._refused(error, "mine.yaml")) for error in wrong} == {ConfigError}
+    assert "doc_to_txt" in str(tasks._refused(wrong[1], "mine.yaml"))
+
+
+def test_an_unknown_task_is_told_its_neighbours_and_not_thousands() -> None:
+    manager = SimpleNamespace(all_tasks=["arc_easy", *(f"mmlu_{number}" for number in range(5000))])
+    with pytest.raises(ConfigError, match="did you mean `arc_easy`") as refused:
+        tasks._known("arc_eazy", manager)
+    assert refused.value.expected == "one of lm-eval's 5,001 tasks and groups, such as arc_easy"
 
 
 def test_an_edited_task_is_asked_again(tmp_path: Path) -> None:

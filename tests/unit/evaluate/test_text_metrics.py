@@ -20,8 +20,9 @@ from posttrain.evaluate.metrics.metric import figures_of_parts
 from posttrain.evaluate.metrics.squad import SquadF1, exact_match, normalised, token_f1
 from posttrain.evaluate.runner import evaluate_suites
 from posttrain.evaluate.suites import load_suite
-from posttrain.evaluate.suites.references import ReferenceAnswers, references_of
+from posttrain.evaluate.suites.references import ReferenceAnswers, references_of, require_words
 from posttrain.runs.records.evaluation import AnswerLine
+from posttrain.types import RowRef
 from tests.fixtures import byte_tokenizer, tiny_model
 
 TOKENIZER = byte_tokenizer("CHATML")
@@ -83,6 +84,18 @@ def test_rouge_by_hand() -> None:
     assert found["rouge_l"] == found["rouge_1"]
     assert Rouge().parts("walked", ("walks",))["rouge_1"] == (0.0,)
     assert Rouge(stemmer=True).parts("walked", ("walks",))["rouge_1"] == (1.0,)
+
+
+def test_rouge_refuses_what_it_cannot_see(tmp_path: Path) -> None:
+    require_words(["Zürich", "7", "the 猫"], RowRef("r.jsonl", 1))
+    for unseen in ("日本語の猫", "привет", "...", "é"):
+        with pytest.raises(RowError, match="every answer would score 0"):
+            require_words(["a cat", unseen], RowRef("r.jsonl", 1))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "Say cat in Japanese.", "answer": "猫"}) + "\n", encoding="utf-8")
+    pytest.importorskip("rouge_score")
+    with pytest.raises(RowError, match="kind: chrf"):
+        load_suite(RougeSuite(name="rouge", kind="rouge", prompts=str(rows)))
 
 
 def test_a_metric_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
