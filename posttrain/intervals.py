@@ -196,8 +196,9 @@ def mean_of(scores: Sequence[Score]) -> Score:
 
 def outside_chance(score: Score, total: float) -> Score:
     """The same figure of a share, with Wilson's interval around it as well where all but a few of `total` are at one
-    end: resamples of prompts that were all won are all alike, whatever is fitted to them."""
-    if min(score.value, 1 - score.value) * total >= FEW:
+    end, or all of them alike: resamples of prompts that were all won, or all tied, are all alike too, whatever is
+    fitted to them."""
+    if score.low < score.high and min(score.value, 1 - score.value) * total >= FEW:
         return score
     low, high = wilson(score.value * total, total)
     return Score(score.value, min(score.low, low), max(score.high, high), score.n)

@@ -28,9 +28,17 @@ SHARES = {
 }
 
 
-def quickstart(folder: Path) -> str:
+SHORT = (
+    *("sft.epochs=0.03", "reward.epochs=0.08", "dpo.epochs=0.08", "grpo.steps=2", "grpo.examine.every_steps=2"),
+    *("grpo.held_out=0.01", "grpo.prompts_per_step=2", "grpo.completions_per_prompt=2"),
+    *(f"evaluate.suites.{suite.partition('.')[0]}.limit=2" for suite in SHARES if suite != "sums.pass_at_8"),
+)
+"""A few steps and a few prompts of each."""
+
+
+def quickstart(folder: Path, *words: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "posttrain", "quickstart"],
+        [sys.executable, "-m", "posttrain", *(words or ("quickstart",))],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "120"},
         capture_output=True,
@@ -49,8 +57,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, quickstart(folder)
 
 
+def test_in_short_every_stage_is_done(tmp_path: Path) -> None:
+    """What `make test` has of it; `make test-long` runs the whole."""
+    said = quickstart(tmp_path, "run", "quickstart", *SHORT)
+    require_done(tmp_path / "runs" / "quickstart")
+    assert "after grpo" in said and "runs/quickstart/report.html" in said
+
+
 def test_every_stage_is_done(finished: tuple[Path, str]) -> None:
-    run = finished[0] / "runs" / "quickstart"
+    require_done(finished[0] / "runs" / "quickstart")
+
+
+def require_done(run: Path) -> None:
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "done"
     assert [(stage["name"], stage["status"]) for stage in record["stages"]] == [(name, "done") for name in TRAINED]

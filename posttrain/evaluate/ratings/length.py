@@ -32,7 +32,8 @@ def win_rate(table: GameTable, policy: int, other: int) -> Score | None:
         return None
     place_G = np.unique(table.prompt_G[met], return_inverse=True)[1]
     weight_G = table.weight_G[met]
-    return average(np.bincount(place_G, weights=points_G * weight_G) / np.bincount(place_G, weights=weight_G))
+    points_P = np.bincount(place_G, weights=points_G * weight_G) / np.bincount(place_G, weights=weight_G)
+    return outside_chance(average(points_P), len(points_P))
 
 
 def length_controlled_win_rate(table: GameTable, policy: int, other: int, resamples: int | None = None) -> Score | None:

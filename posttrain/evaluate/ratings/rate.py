@@ -197,6 +197,8 @@ def _said_of(table: GameTable, policies: Sequence[RatedPolicy]) -> list[str]:
         name = table.policies[index]
         what = "won every game" if share else "lost every game"
         said.append(f"`{name}` {what}: how far it is from the others is the prior's word, and no bound")
+    if len(table.games) > 1 and len(table.policies) > 1 and 0 < table.points_G.min() == table.points_G.max() < 1:
+        said.append("every game ended alike: nothing varies between prompts, and the ratings' intervals bound nothing")
     for policy in policies:
         raw, equal = policy.win_rate, policy.lc_win_rate
         if raw is not None and equal is not None and abs(raw.value - equal.value) > EXTREME:

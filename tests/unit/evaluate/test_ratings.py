@@ -17,7 +17,7 @@ from posttrain.evaluate.ratings.length import length_controlled, length_controll
 from posttrain.evaluate.ratings.logistic import fit, sigmoid
 from posttrain.evaluate.ratings.rate import both_orders, rate_games
 from posttrain.evaluate.ratings.style import style_differences, style_of
-from posttrain.intervals import Score, mean_of, refitted
+from posttrain.intervals import Score, mean_of, refitted, wilson
 from posttrain.types import RowRef
 
 ROW = RowRef("votes.jsonl", 1)
@@ -287,6 +287,19 @@ def test_an_undefeated_policy_has_a_finite_rating_and_a_note() -> None:
     assert best.policy == "new" and best.rating and 1300 < best.rating.value < 2000
     assert any("`new` won every game" in note for note in record.notes)
     assert one_sided(GameTable.of(games)) == {0: 1.0}
+
+
+def test_ties_alone_have_wilsons_width_and_a_note() -> None:
+    """Every resample of them is a half; ten ties are no proof of it."""
+    games = [game(str(index), "new", "old", 0.5, ("a", "b")) for index in range(10)]
+    table = GameTable.of(games)
+    low, high = wilson(5, 10)
+    for found in (win_rate(table, 0, 1), length_controlled_win_rate(table, 0, 1)):
+        assert found is not None and found.value == pytest.approx(0.5)
+        assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+    assert any("every game ended alike" in note for note in rate_games(games).notes)
+    other = rate_games([*games, game("x", "new", "old", 1.0, ("a", "b"))])
+    assert not any("ended alike" in note for note in other.notes)
 
 
 # ---------------------------------------------------------------- style, orders, refusals
