@@ -40,6 +40,7 @@ PATTERNS = (
     # Servers that start, die and start again.
     "unit/rollout/test_vllm_launch.py::test_a_killed_server_is_started_again_with_the_current_weights",
     "unit/rollout/test_vllm_launch.py::test_servers_start_answer_and_end_with_all_that_they_started",
+    "unit/training/rl/test_online_engines.py::test_a_stage_starts_its_servers_and_ends_them",
     "unit/training/rl/test_online_engines.py::test_servers_are_started_with_a_copy_where_*",
     "unit/synthesis/test_served_teacher.py::test_a_served_model_answers_as_the_model_itself",
     # Killed in one more phase, or one more kind of stage.

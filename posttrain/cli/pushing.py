@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from posttrain.errors import ConfigError, SourceError
-from posttrain.models.adapters.facts import ADAPTER_CONFIG
+from posttrain.models.adapters.facts import ADAPTER_CONFIG, adapter_config
 from posttrain.models.folders.catalogue import CATALOGUE
 from posttrain.models.folders.hub import looks_like_hub_id
 from posttrain.models.folders.push import Staged, stage_model, stage_rows
@@ -36,8 +35,7 @@ def staged_model(asked: Asked, target: Path) -> Staged:
         SourceError, ModelError, ConfigError: there is no model here, or one that may not be pushed.
     """
     folder, made = _model_of(asked)
-    config = folder / ADAPTER_CONFIG
-    adapter = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else None
+    adapter = adapter_config(folder) if (folder / ADAPTER_CONFIG).is_file() else None
     if made is None:
         card = short_card(folder, name=asked.name, license=asked.license, base=asked.base, adapter=adapter)
     else:

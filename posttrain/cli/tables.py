@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from posttrain.report.verdict import RunVerdict
-from posttrain.runs.files import read_json
 from posttrain.runs.folder import RunFolder
 from posttrain.runs.layout import model_label
-from posttrain.runs.records.evaluation import Figure, PairedChanges, SuiteMeanings, SuiteScores
+from posttrain.runs.meanings import meanings_in
+from posttrain.runs.records.evaluation import Figure, PairedChanges, SuiteScores
 from posttrain.runs.records.merging import MergeComparison, TaskVector
 from posttrain.runs.records.reward import RewardEvaluation, StepEvaluation
 from posttrain.runs.records.stage import HeldOutScore, StepScore
@@ -79,11 +79,10 @@ def final_table(
 def shares_of(run: RunFolder) -> set[tuple[str, str]]:
     """(suite, metric) of the figures that a kind with names of its own calls shares: {("tasks", "arc_easy_acc")}."""
     folders = [run.start, *run.stages()] if run.exists else []
-    paths = [path for folder in folders if (path := folder.path / "evaluations" / "metrics.json").exists()]
     return {
         (suite, metric)
-        for path in paths
-        for suite, metrics in SuiteMeanings.from_json(read_json(path)).suites.items()
+        for folder in folders
+        for suite, metrics in meanings_in(folder).items()
         for metric, how in metrics.items()
         if how.unit == "share"
     }

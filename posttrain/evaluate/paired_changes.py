@@ -18,14 +18,13 @@ from posttrain.diagnostics.paired import Paired, paired_change
 from posttrain.diagnostics.suite_metrics import meaning
 from posttrain.evaluate.suites.retention import METRICS as RETENTION
 from posttrain.intervals import Score, smallest_of_interval
-from posttrain.runs.files import read_json
 from posttrain.runs.folder import RunFolder, StageFolder
+from posttrain.runs.meanings import meanings_in
 from posttrain.runs.records.evaluation import (
     Figure,
     Meaning,
     PairedChange,
     PairedChanges,
-    SuiteMeanings,
     SuiteScores,
 )
 
@@ -65,8 +64,7 @@ def write_paired(run: Path, found: PairedChanges) -> None:
 
 
 def _meanings(folder: StageFolder, suite: str) -> Mapping[str, Meaning]:
-    path = folder.path / "evaluations" / "metrics.json"
-    return SuiteMeanings.from_json(read_json(path)).suites.get(suite, {}) if path.exists() else {}
+    return meanings_in(folder).get(suite, {})
 
 
 def _change(

@@ -23,9 +23,9 @@ from posttrain.errors import DataError
 from posttrain.evaluate.pass_at_k import read_counts
 from posttrain.evaluate.pass_at_k_change import change
 from posttrain.intervals import CONFIDENCE, Difference, paired_difference, prompts_to_tell, sign_flip
-from posttrain.runs.files import read_json
 from posttrain.runs.folder import RunFolder, StageFolder
-from posttrain.runs.records.evaluation import Direction, Figure, Meaning, SuiteMeanings, SuiteScores
+from posttrain.runs.meanings import meanings_in
+from posttrain.runs.records.evaluation import Direction, Figure, Meaning, SuiteScores
 from posttrain.runs.records.selection import SelectionManifest
 from posttrain.runs.records.twins import TwinComparison, TwinComparisons, TwinFigure
 
@@ -112,9 +112,7 @@ def _figures(selected: StageFolder, twin: StageFolder) -> list[TwinFigure]:
 
 def meaning_of(folder: StageFolder, suite: str, metric: str) -> Meaning:
     """As the suite's own kind says, else as the table of all metrics knows it."""
-    path = folder.path / "evaluations" / "metrics.json"
-    own = SuiteMeanings.from_json(read_json(path)).suites if path.exists() else {}
-    return own.get(suite, {}).get(metric) or meaning(metric)
+    return meanings_in(folder).get(suite, {}).get(metric) or meaning(metric)
 
 
 def _paired(

@@ -55,12 +55,8 @@ def adapter_facts(folder: Path) -> AdapterFacts:
     Raises:
         ModelError: its config cannot be read.
     """
-    path = folder / ADAPTER_CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        peft_type = str(config["peft_type"])
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ModelError("the adapter's config cannot be read", where=path, found=error, remedy=GET_AGAIN) from error
+    config = adapter_config(folder)
+    peft_type = str(config["peft_type"])
     return AdapterFacts(
         kind=KINDS.get(peft_type, peft_type),
         base=config.get("base_model_name_or_path"),
@@ -68,6 +64,21 @@ def adapter_facts(folder: Path) -> AdapterFacts:
         virtual_tokens=int(config.get("num_virtual_tokens") or 0),
         continues=peft_type != "P_TUNING" and not config.get("prefix_projection"),
     )
+
+
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """The config as `peft` wrote it; it says its `peft_type`.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    path = folder / ADAPTER_CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["peft_type"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ModelError("the adapter's config cannot be read", where=path, found=error, remedy=GET_AGAIN) from error
+    return dict(config)
 
 
 def type_merges(peft_type: Any) -> bool:

@@ -18,7 +18,7 @@ import torch
 
 from posttrain.data.speech import Speech
 from posttrain.errors import ExportError
-from posttrain.models.adapters.facts import ADAPTER_CONFIG
+from posttrain.models.adapters.facts import adapter_config
 from posttrain.models.adapters.folding import merge_in_place
 from posttrain.models.folders.export import save_model
 from posttrain.models.folders.export_files import ExportSettings
@@ -157,6 +157,6 @@ def _served(folder: Path, loaded: LoadedModel, to: Form) -> Served:
     if to != "adapter":
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return Served(serve_model(str(folder), dtype=str(config.get("dtype"))))
-    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    config = adapter_config(folder)
     base = loaded.base.loadable_name
     return serve_adapter(base, str(folder), config, {path.name for path in folder.iterdir()})

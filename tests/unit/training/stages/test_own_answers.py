@@ -13,7 +13,7 @@ from posttrain.config.best_of import BestOf
 from posttrain.config.pairs import Pairs
 from posttrain.data.origin import origin_of
 from posttrain.data.read import read
-from posttrain.errors import ConfigError, DataError, EmptyDatasetError, RowError
+from posttrain.errors import ConfigError, DataError, EmptyDatasetError, RowError, SourceError
 from posttrain.runs.files import read_jsonl
 from posttrain.runs.folder import StageFolder
 from posttrain.runs.progress import Progress
@@ -257,7 +257,7 @@ def test_what_cannot_be_is_refused_before_a_model_loads(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds none"):
         inputs({"kind": "critique", "principles_file": str(tmp_path / "none.txt")})
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="cannot be read as text"):
+    with pytest.raises(SourceError, match="principles is not UTF-8 text"):
         inputs({"kind": "critique", "principles_file": str(tmp_path / "bytes.txt")})
 
 

@@ -13,7 +13,7 @@ import posttrain as pt
 from posttrain.config import parse_recipe
 from posttrain.config.prompts import Personas
 from posttrain.data.read import read
-from posttrain.errors import ConfigError, DataError, EmptyDatasetError, TemplateError
+from posttrain.errors import ConfigError, DataError, EmptyDatasetError, SourceError, TemplateError
 from posttrain.runs.files import read_jsonl
 from posttrain.runs.folder import RunFolder
 from posttrain.runs.progress import Progress
@@ -169,8 +169,10 @@ def test_a_file_of_personas(tmp_path: Path) -> None:
     path.write_text("# nobody\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="holds none"):
         personas_of(Personas(personas_file=str(path)))
+    path.write_bytes(b"\xef\xbb\xbfa beekeeper\n")  # a mark that Windows editors put first is no part of her
+    assert [one.text for one in personas_of(Personas(personas_file=str(path)))] == ["a beekeeper"]
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="cannot be read as text"):
+    with pytest.raises(SourceError, match="personas is not UTF-8 text"):
         personas_of(Personas(personas_file=str(path)))
 
 
