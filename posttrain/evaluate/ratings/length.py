@@ -12,6 +12,7 @@ Deviations from `alpaca_eval`:
    any difference in length, LC is the raw rate of n + 1 prompts with one tie among them.
 3. The interval: all games of a prompt are drawn together and std, θ and φ are fitted anew in each resample. There the
    standard error is that of the fitted probabilities, which in the minimal form are all alike.
+4. Where one side is nearly always the longer one there is no figure, see `meets_in_length`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,18 @@ from posttrain.evaluate.ratings.games import GameTable
 from posttrain.evaluate.ratings.logistic import fit, sigmoid
 from posttrain.evaluate.ratings.style import lengths_of
 from posttrain.intervals import Score, average, outside_chance, refitted
+
+LEAST_ON_EACH_SIDE = 0.05
+"""Share of the games."""
+
+
+def meets_in_length(characters_G: np.ndarray) -> bool:
+    """Whether equal length lies among the differences in length: games on both sides of it, or there.
+
+    Else what the fitted curve says of it is nobody's game: a policy that is always shorter, and wins 72 % of the games,
+    would be told to win 8 % at equal length, because of the few games in which it was shorter by less.
+    """
+    return bool(min((characters_G >= 0).mean(), (characters_G <= 0).mean()) >= LEAST_ON_EACH_SIDE)
 
 
 def win_rate(table: GameTable, policy: int, other: int) -> Score | None:
@@ -37,13 +50,20 @@ def win_rate(table: GameTable, policy: int, other: int) -> Score | None:
 
 
 def length_controlled_win_rate(table: GameTable, policy: int, other: int, resamples: int | None = None) -> Score | None:
-    """LC of `policy` over `other`; None where the two never met, or a game lacks its responses."""
+    """LC of `policy` over `other`; None where the two never met, also not in length, or a game lacks its responses."""
     met, points_G = table.between(policy, other)
     if not len(met) or not table.has_responses:
         return None
-    lengths_G2 = lengths_of(table)[met]
-    longer_G = np.where(table.a_G[met] == policy, 1, -1) * (lengths_G2[:, 0] - lengths_G2[:, 1])
+    longer_G = longer_by(table, policy, met)
+    if not meets_in_length(longer_G):
+        return None
     return length_controlled(points_G, longer_G, table.prompt_G[met], table.weight_G[met], resamples=resamples)
+
+
+def longer_by(table: GameTable, policy: int, met: np.ndarray) -> np.ndarray:
+    """By how many characters the policy's answer is longer, in each of the games `met` that it plays."""
+    lengths_G2 = lengths_of(table)[met]
+    return np.where(table.a_G[met] == policy, 1, -1) * (lengths_G2[:, 0] - lengths_G2[:, 1])
 
 
 def length_controlled(

@@ -17,7 +17,7 @@ from posttrain.errors import ConfigError, EmptyDatasetError, unknown
 from posttrain.evaluate.ratings.bradley_terry import Fitted, one_sided, ratings, require_connected
 from posttrain.evaluate.ratings.games import Game, GameTable
 from posttrain.evaluate.ratings.layouts import read_games
-from posttrain.evaluate.ratings.length import length_controlled_win_rate, win_rate
+from posttrain.evaluate.ratings.length import length_controlled_win_rate, longer_by, win_rate
 from posttrain.evaluate.ratings.style import FEATURES, lengths_of, style_differences
 from posttrain.intervals import average, unbounded
 from posttrain.runs.records.evaluation import Figure
@@ -107,7 +107,7 @@ def rate_games(
             for name, weight in zip(features, controlled.style if controlled else (), strict=True)
         ),
         orders=both_orders(games),
-        notes=(*notes, *said, *_said_of(table, policies)),
+        notes=(*notes, *said, *_said_of(table, fixed, policies)),
     )
 
 
@@ -190,7 +190,7 @@ def both_orders(games: Sequence[Game]) -> BothOrders | None:
     )
 
 
-def _said_of(table: GameTable, policies: Sequence[RatedPolicy]) -> list[str]:
+def _said_of(table: GameTable, fixed: int, policies: Sequence[RatedPolicy]) -> list[str]:
     """What a reader would misread without a word on it."""
     said = []
     for index, share in one_sided(table).items():
@@ -201,6 +201,13 @@ def _said_of(table: GameTable, policies: Sequence[RatedPolicy]) -> list[str]:
         said.append("every game ended alike: nothing varies between prompts, and the ratings' intervals bound nothing")
     for policy in policies:
         raw, equal = policy.win_rate, policy.lc_win_rate
+        if raw is not None and equal is None and table.has_responses:
+            own = table.policies.index(policy.policy)
+            shorter = float((longer_by(table, own, table.between(own, fixed)[0]) < 0).mean())
+            said.append(
+                f"`{policy.policy}` is the shorter one in {shorter:.0%} of its games with `{table.policies[fixed]}`: "
+                "nothing tells what it wins at equal length"
+            )
         if raw is not None and equal is not None and abs(raw.value - equal.value) > EXTREME:
             said.append(
                 f"`{policy.policy}` wins {raw.value:.0%} and at equal length {equal.value:.0%}: "

@@ -32,7 +32,7 @@ from posttrain.data.questions import Question, questions
 from posttrain.data.write import write_jsonl
 from posttrain.errors import DataError, ResumeError
 from posttrain.evaluate.asking import Figures, SuiteRun, general_figures, write_answers
-from posttrain.evaluate.ratings.length import length_controlled
+from posttrain.evaluate.ratings.length import length_controlled, meets_in_length
 from posttrain.evaluate.reward_scorers import open_scorer
 from posttrain.evaluate.suites.answers import GREEDY
 from posttrain.evaluate.suites.win_rate_files import write_games
@@ -105,8 +105,8 @@ def judge_answers(
     wins half against itself.
 
     Returns:
-        win_rate and lc_win_rate; of a reward model the answers' mean `reward`, of a judge its `order_agreement`, of a
-        judge and of people the `abstained_share` of prompts on which nobody said anything.
+        win_rate and, where lengths overlap, lc_win_rate; of a reward model the answers' mean `reward`, of a judge its
+        `order_agreement`, of a judge and of people the `abstained_share` of prompts on which nobody said anything.
 
     Raises:
         ResumeError: the start was not asked these questions.
@@ -132,7 +132,7 @@ def judge_answers(
         ]
     write_jsonl(answers_path(out, suite.name), (answer.to_json() for answer in judged))
     groups = _by_prompt(judged, suite)
-    won = _half(suite) if is_start else _won(groups, others)
+    won = _half(suite) if is_start else _won(suite, groups, others, judge.progress)
     return won | {"reward": unbounded([_mean_reward(group) for group in groups])}
 
 
@@ -142,8 +142,10 @@ def _half(suite: WinRate) -> Figures:
     return {"win_rate": half, "lc_win_rate": half}
 
 
-def _won(groups: Sequence[Sequence[AnswerLine]], others: Sequence[Sequence[AnswerLine]]) -> Figures:
-    """Raw and at equal length, over the prompts on which somebody said something."""
+def _won(
+    suite: WinRate, groups: Sequence[Sequence[AnswerLine]], others: Sequence[Sequence[AnswerLine]], progress: Progress
+) -> Figures:
+    """Raw, and at equal length where the two meet there, over the prompts on which somebody said something."""
     points, longer, prompts = [], [], []
     for index, (group, start) in enumerate(zip(groups, others, strict=True)):
         for answer in group:
@@ -152,10 +154,16 @@ def _won(groups: Sequence[Sequence[AnswerLine]], others: Sequence[Sequence[Answe
                 longer.append(len(answer.completion) - fmean(len(other.completion) for other in start))
                 prompts.append(index)
     scored = [[answer.score for answer in group if answer.score is not None] for group in groups]
-    return {
-        "win_rate": mean([values for values in scored if values]),
-        "lc_win_rate": length_controlled(np.array(points), np.array(longer), np.array(prompts)),
-    }
+    won = {"win_rate": mean([values for values in scored if values])}
+    longer_G = np.array(longer)
+    if meets_in_length(longer_G):
+        return won | {"lc_win_rate": length_controlled(np.array(points), longer_G, np.array(prompts))}
+    which, share = max(("shorter", (longer_G < 0).mean()), ("longer", (longer_G > 0).mean()), key=lambda side: side[1])
+    progress.say(
+        f"{suite.name}: {share:.0%} of the answers are {which} than the start's, so that nothing tells the win rate at "
+        "equal length"
+    )
+    return won
 
 
 # ---------------------------------------------------------------- by a judge, or by people
@@ -204,7 +212,11 @@ def compare_answers(suite: WinRate, out: Path, baseline: Path, progress: Progres
     for (index, _, pair), one in zip(met, outcomes, strict=True):
         if one.orders is not None and pair.answer != pair.other:
             agreed[index].append(float(one.orders[0] == one.orders[1]))
-    return _won(judged, others) | ({"order_agreement": mean(list(agreed.values()))} if agreed else {}) | said
+    return (
+        _won(suite, judged, others, progress)
+        | ({"order_agreement": mean(list(agreed.values()))} if agreed else {})
+        | said
+    )
 
 
 def _comparing(suite: WinRate, baseline: Path, progress: Progress) -> EndpointJudge | Votes:

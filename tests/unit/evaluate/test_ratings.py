@@ -13,7 +13,7 @@ import posttrain as pt
 from posttrain.errors import ConfigError, DataError, EmptyDatasetError, UnknownKeyError
 from posttrain.evaluate.ratings.bradley_terry import ELO, one_sided, ratings
 from posttrain.evaluate.ratings.games import Game, GameTable
-from posttrain.evaluate.ratings.length import length_controlled, length_controlled_win_rate, win_rate
+from posttrain.evaluate.ratings.length import length_controlled, length_controlled_win_rate, meets_in_length, win_rate
 from posttrain.evaluate.ratings.logistic import fit, sigmoid
 from posttrain.evaluate.ratings.rate import both_orders, rate_games
 from posttrain.evaluate.ratings.style import style_differences, style_of
@@ -287,6 +287,22 @@ def test_an_undefeated_policy_has_a_finite_rating_and_a_note() -> None:
     assert best.policy == "new" and best.rating and 1300 < best.rating.value < 2000
     assert any("`new` won every game" in note for note in record.notes)
     assert one_sided(GameTable.of(games)) == {0: 1.0}
+
+
+def test_at_equal_length_there_is_a_figure_only_where_somebody_played() -> None:
+    """Always shorter, and better: the curve would say that it loses."""
+    assert not meets_in_length(np.array([-9.0] * 96 + [1.0] * 4))
+    assert meets_in_length(np.array([-9.0] * 95 + [1.0] * 5)) and meets_in_length(np.zeros(3))
+    shorter = [
+        game(str(index), "new", "old", float(index % 4 > 0), ("a" * (1 + index % 3), "b" * 9)) for index in range(40)
+    ]
+    record = rate_games(shorter, anchor="old")
+    assert record.policies[0].policy == "new" and record.policies[0].lc_win_rate is None
+    assert any("`new` is the shorter one in 100% of its games with `old`" in note for note in record.notes)
+    other = rate_games(
+        [*shorter, *(game(f"x{index}", "new", "old", 0.5, ("aa", "bb")) for index in range(4))], anchor="old"
+    )
+    assert other.policies[0].lc_win_rate is not None and not any("shorter one" in note for note in other.notes)
 
 
 def test_ties_alone_have_wilsons_width_and_a_note() -> None:

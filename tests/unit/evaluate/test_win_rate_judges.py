@@ -19,6 +19,7 @@ from posttrain.report.ratings import ratings_view
 from posttrain.rewards.endpoint import Endpoint
 from posttrain.runs.files import read_jsonl
 from posttrain.runs.folder import RunFolder
+from posttrain.runs.progress import Progress
 from posttrain.runs.read import read_run
 from posttrain.sampling import SamplingDistribution
 from posttrain.types import RowRef, Task
@@ -95,6 +96,18 @@ def test_a_judge_by_hand(asked: dict[str, Any], tmp_path: Path) -> None:
     ]
     assert judge_answers(suite, later, start) == found and asked["requests"] == 6, "verdicts are kept with the start"
     assert any((start / "verdicts").rglob("*.json"))
+
+
+def test_what_is_always_shorter_has_no_rate_at_equal_length(asked: dict[str, Any], tmp_path: Path) -> None:
+    class Heard(Progress):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    said: list[str] = []
+    start, later = keep(tmp_path / "start", ["aaaa", "bbb", "cc"]), keep(tmp_path / "dpo", ["a", "bb", "c"])
+    found = judge_answers(loaded(by_judge()), later, start, progress=Heard())
+    assert found["win_rate"].n == 3 and "lc_win_rate" not in found
+    assert any("judged: 100% of the answers are shorter than the start's" in text for text in said)
 
 
 def test_a_judge_that_goes_by_the_order_ties_and_is_found_out(asked: dict[str, Any], tmp_path: Path) -> None:
