@@ -47,6 +47,9 @@ def homeless(home: Path) -> dict[str, str]:
 
 for _name in FORGOTTEN:
     os.environ.pop(_name, None)
+# Hundreds of tests start the command, and each would compile the whole package again: a second of its start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 os.environ |= homeless(HOMES / os.environ.get("PYTEST_XDIST_WORKER", "main"))
 
 # Before anything imports transformers or tokenizers: a test never reaches for a hub, and never forks busy threads.
