@@ -195,9 +195,8 @@ def mean_of(scores: Sequence[Score]) -> Score:
 
 
 def outside_chance(score: Score, total: float) -> Score:
-    """The same figure of a share, with Wilson's interval around it as well where all but a few of `total` are at one
-    end, or all of them alike: resamples of prompts that were all won, or all tied, are all alike too, whatever is
-    fitted to them."""
+    """The same figure of a share, and Wilson's interval around it as well where all but a few of `total` are at one
+    end, or all are alike: then resamples are alike too, whatever is fitted to them."""
     if score.low < score.high and min(score.value, 1 - score.value) * total >= FEW:
         return score
     low, high = wilson(score.value * total, total)
@@ -272,8 +271,8 @@ def blocks(total: int, n: int) -> list[int]:
 
 def over_runs(values: Sequence[float]) -> Score | None:
     """The mean of one figure per training, with Student's interval: over_runs([1, 2, 3]) -> Score(2, -0.484, 4.484, 3).
-    It is about what another seed would give on the same prompts. Of one training None: nothing says how far seeds lie
-    apart.
+
+    Of what another seed would give on the same prompts. None of one training: nobody knows how far another would lie.
     """
     n = len(values)
     if n < 2:

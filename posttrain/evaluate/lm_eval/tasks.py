@@ -22,6 +22,10 @@ from typing import Any
 from posttrain.config.text_suites import is_task_file
 from posttrain.errors import ConfigError, MissingExtraError, PosttrainError, SourceError, unknown
 
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""Names of the longest answer in a task's `generation_kwargs`; the first that is given counts, as in lm-eval."""
+OPTIONS = (*LENGTHS, "until", "do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "num_beams")
+
 
 def require_lm_eval() -> None:
     """Raises MissingExtraError where lm-eval is not installed."""
@@ -253,11 +257,6 @@ def require_options(options: Mapping[str, Any], task: str) -> None:
             found=f"num_beams: {options['num_beams']}",
             remedy="write `num_beams: 1` in the task's file, or evaluate with lm-eval's own `hf` backend",
         )
-
-
-LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-"""Names of the longest answer in a task's `generation_kwargs`; the first that is given counts, as in lm-eval."""
-OPTIONS = (*LENGTHS, "until", "do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "num_beams")
 
 
 def require_answers(name: str, task: Any, limit: int | None) -> None:

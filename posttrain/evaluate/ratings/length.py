@@ -38,6 +38,12 @@ def meets_in_length(characters_G: np.ndarray) -> bool:
     return bool(min((characters_G >= 0).mean(), (characters_G <= 0).mean()) >= LEAST_ON_EACH_SIDE)
 
 
+def one_sided_length(characters_G: np.ndarray) -> str:
+    """ "100% are shorter": what to say where the two do not meet."""
+    shorter, longer = float((characters_G < 0).mean()), float((characters_G > 0).mean())
+    return f"{shorter:.0%} are shorter" if shorter > longer else f"{longer:.0%} are longer"
+
+
 def win_rate(table: GameTable, policy: int, other: int) -> Score | None:
     """The raw rate, a prompt's games as one observation; None where the two never met."""
     met, points_G = table.between(policy, other)

@@ -17,7 +17,7 @@ from posttrain.errors import ConfigError, EmptyDatasetError, unknown
 from posttrain.evaluate.ratings.bradley_terry import Fitted, one_sided, ratings, require_connected
 from posttrain.evaluate.ratings.games import Game, GameTable
 from posttrain.evaluate.ratings.layouts import read_games
-from posttrain.evaluate.ratings.length import length_controlled_win_rate, longer_by, win_rate
+from posttrain.evaluate.ratings.length import length_controlled_win_rate, longer_by, one_sided_length, win_rate
 from posttrain.evaluate.ratings.style import FEATURES, lengths_of, style_differences
 from posttrain.intervals import average, unbounded
 from posttrain.runs.records.evaluation import Figure
@@ -197,16 +197,16 @@ def _said_of(table: GameTable, fixed: int, policies: Sequence[RatedPolicy]) -> l
         name = table.policies[index]
         what = "won every game" if share else "lost every game"
         said.append(f"`{name}` {what}: how far it is from the others is the prior's word, and no bound")
-    if len(table.games) > 1 and len(table.policies) > 1 and 0 < table.points_G.min() == table.points_G.max() < 1:
+    if 0 < table.points_G.min() == table.points_G.max() < 1:
         said.append("every game ended alike: nothing varies between prompts, and the ratings' intervals bound nothing")
     for policy in policies:
         raw, equal = policy.win_rate, policy.lc_win_rate
         if raw is not None and equal is None and table.has_responses:
             own = table.policies.index(policy.policy)
-            shorter = float((longer_by(table, own, table.between(own, fixed)[0]) < 0).mean())
+            apart = one_sided_length(longer_by(table, own, table.between(own, fixed)[0]))
             said.append(
-                f"`{policy.policy}` is the shorter one in {shorter:.0%} of its games with `{table.policies[fixed]}`: "
-                "nothing tells what it wins at equal length"
+                f"of the answers of `{policy.policy}` {apart} than those of `{table.policies[fixed]}`: nothing tells "
+                "what it wins at equal length"
             )
         if raw is not None and equal is not None and abs(raw.value - equal.value) > EXTREME:
             said.append(

@@ -32,7 +32,7 @@ from posttrain.data.questions import Question, questions
 from posttrain.data.write import write_jsonl
 from posttrain.errors import DataError, ResumeError
 from posttrain.evaluate.asking import Figures, SuiteRun, general_figures, write_answers
-from posttrain.evaluate.ratings.length import length_controlled, meets_in_length
+from posttrain.evaluate.ratings.length import length_controlled, meets_in_length, one_sided_length
 from posttrain.evaluate.reward_scorers import open_scorer
 from posttrain.evaluate.suites.answers import GREEDY
 from posttrain.evaluate.suites.win_rate_files import write_games
@@ -158,10 +158,9 @@ def _won(
     longer_G = np.array(longer)
     if meets_in_length(longer_G):
         return won | {"lc_win_rate": length_controlled(np.array(points), longer_G, np.array(prompts))}
-    which, share = max(("shorter", (longer_G < 0).mean()), ("longer", (longer_G > 0).mean()), key=lambda side: side[1])
     progress.say(
-        f"{suite.name}: {share:.0%} of the answers are {which} than the start's, so that nothing tells the win rate at "
-        "equal length"
+        f"{suite.name}: of the answers {one_sided_length(longer_G)} than the start's, so that nothing tells the win "
+        "rate at equal length"
     )
     return won
 

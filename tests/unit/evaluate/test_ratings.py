@@ -298,11 +298,11 @@ def test_at_equal_length_there_is_a_figure_only_where_somebody_played() -> None:
     ]
     record = rate_games(shorter, anchor="old")
     assert record.policies[0].policy == "new" and record.policies[0].lc_win_rate is None
-    assert any("`new` is the shorter one in 100% of its games with `old`" in note for note in record.notes)
+    assert any("of the answers of `new` 100% are shorter than those of `old`" in note for note in record.notes)
     other = rate_games(
         [*shorter, *(game(f"x{index}", "new", "old", 0.5, ("aa", "bb")) for index in range(4))], anchor="old"
     )
-    assert other.policies[0].lc_win_rate is not None and not any("shorter one" in note for note in other.notes)
+    assert other.policies[0].lc_win_rate is not None and not any("are shorter" in note for note in other.notes)
 
 
 def test_ties_alone_have_wilsons_width_and_a_note() -> None:

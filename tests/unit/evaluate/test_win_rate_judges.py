@@ -107,7 +107,7 @@ def test_what_is_always_shorter_has_no_rate_at_equal_length(asked: dict[str, Any
     start, later = keep(tmp_path / "start", ["aaaa", "bbb", "cc"]), keep(tmp_path / "dpo", ["a", "bb", "c"])
     found = judge_answers(loaded(by_judge()), later, start, progress=Heard())
     assert found["win_rate"].n == 3 and "lc_win_rate" not in found
-    assert any("judged: 100% of the answers are shorter than the start's" in text for text in said)
+    assert any("judged: of the answers 100% are shorter than the start's" in text for text in said)
 
 
 def test_a_judge_that_goes_by_the_order_ties_and_is_found_out(asked: dict[str, Any], tmp_path: Path) -> None:
